@@ -1,0 +1,1 @@
+"""Signal processing on numpy or jax.numpy: files, mels, crops, augmentation."""

@@ -1,0 +1,209 @@
+"""Audio from files, bytes or arrays: decoding, mono, resampling, quantising.
+
+Whatever is wrong with a clip is an AudioError, one sentence that names the clip, so that
+a data pipeline can count bad clips and a person can find them.
+"""
+
+import io
+import numbers
+import os
+from typing import Any, BinaryIO
+
+import numpy as np
+import soundfile
+import soxr
+from jaxtyping import Float32, Int16
+
+from clap_jax.audio import frontend
+
+MIN_SECONDS = 0.001
+"""Shorter clips are refused: there is nothing to hear in them."""
+
+Source = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
+
+_BLOCK_FRAMES = 1 << 20
+_UNKNOWN_FRAMES = 1 << 40
+
+
+class AudioError(ValueError):
+    """A clip that cannot be used: says which, what was found and what was expected."""
+
+
+def read(source: Any, name: str = "") -> tuple[Float32[np.ndarray, " t"], int]:
+    """Decode WAV, FLAC, Ogg, MP3 and what else libsndfile knows.
+
+    source: path, bytes or binary file object; `name` names it in errors.
+    Returns the mean over channels, float32 [t], and the rate in Hz. Raises AudioError.
+    """
+    name = name or _name_of(source)
+    opened = _open(source, name)
+    try:
+        with soundfile.SoundFile(opened) as file:
+            samples, header_frames = _decode(file), file.frames
+            rate_hz, kind = file.samplerate, file.format
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{name}: {_why(error, opened)}") from None
+    # soundfile asks for a sample rate when a name ends in .raw.
+    except (soundfile.SoundFileError, TypeError) as error:
+        raise AudioError(f"{name}: cannot be decoded: {error}") from None
+    # The length in an MP3 is an estimate, and without any in a stream it is unknown.
+    exact = kind != "MP3" and header_frames < _UNKNOWN_FRAMES
+    if exact and len(samples) < header_frames:
+        raise AudioError(
+            f"{name}: truncated: {len(samples)} frames found, its header promises "
+            f"{header_frames}"
+        )
+    return _checked(_mono(samples), rate_hz, name), rate_hz
+
+
+def resample(
+    wave: Float32[np.ndarray, " t"], rate_hz: float, target_hz: float
+) -> Float32[np.ndarray, " s"]:
+    """Resample float32 [t] with soxr at high quality (deterministic)."""
+    if rate_hz == target_hz:
+        return wave
+    return soxr.resample(wave, rate_hz, target_hz, quality="HQ")
+
+
+def load(source: Any, rate_hz: int, name: str = "") -> Float32[np.ndarray, " t"]:
+    """A mono clip, float32 [t] at `rate_hz`, from any kind of source.
+
+    source: path, bytes, binary file object, or (array, its rate in Hz). An array is [t],
+    [t, channels] or [channels, t] (the shorter axis is the channels), floating point in
+    [-1, 1] or integers of full scale. Raises AudioError: missing, empty or undecodable
+    files, no samples, samples that are not finite, clips under MIN_SECONDS.
+    """
+    if isinstance(source, tuple):
+        name = name or "array"
+        wave, found_hz = _from_array(source, name)
+    else:
+        wave, found_hz = read(source, name)
+    return resample(wave, found_hz, rate_hz)
+
+
+def to_int16(wave: Float32[np.ndarray, "*shape"]) -> Int16[np.ndarray, "*shape"]:
+    """LAION-CLAP's 16-bit wave: clip to [-1, 1], times 32767, truncate toward zero."""
+    scaled = np.clip(wave, -1, 1) * np.float32(frontend.INT16_SCALE)
+    return scaled.astype(np.int16)
+
+
+def quantise(wave: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    """LAION-CLAP's trip through 16 bits and back, which its models were trained with."""
+    return frontend.from_int16(to_int16(wave))
+
+
+def _name_of(source: Any) -> str:
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source) or "''"
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"{len(source)} bytes of audio"
+    return str(getattr(source, "name", "") or "file object")
+
+
+def _open(source: Any, name: str) -> str | io.BytesIO:
+    """Something that soundfile opens, once it is known not to be empty."""
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        if os.path.isdir(path):
+            raise AudioError(f"{name}: is a directory, expected an audio file")
+        try:
+            size = os.path.getsize(path)
+        except OSError as error:
+            raise AudioError(f"{name}: {error.strerror or error}") from None
+        if size == 0:
+            raise AudioError(f"{name}: the file is empty, expected audio")
+        return path
+    data = source
+    if hasattr(source, "read"):
+        data = source.read()
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise AudioError(
+            f"{name}: found {type(source).__name__}, expected a path, bytes, a binary "
+            "file object or (array, rate_hz)"
+        )
+    if not len(data):
+        raise AudioError(f"{name}: there are no bytes, expected audio")
+    return io.BytesIO(data)
+
+
+def _decode(file: soundfile.SoundFile) -> np.ndarray:
+    """All samples, float32 [t, channels]."""
+    if file.frames < _UNKNOWN_FRAMES:
+        return file.read(dtype="float32", always_2d=True)
+    # A FLAC stream written to a pipe does not know its length.
+    blocks = []
+    while len(block := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
+        blocks.append(block)
+    return np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
+
+
+def _why(error: soundfile.LibsndfileError, opened: str | io.BytesIO) -> str:
+    """What libsndfile said, and how the bytes begin."""
+    try:
+        if isinstance(opened, io.BytesIO):
+            head = opened.getvalue()[:16]
+        else:
+            with open(opened, "rb") as file:
+                head = file.read(16)
+    except OSError as trouble:
+        return f"cannot be read: {trouble.strerror or trouble}"
+    said = error.error_string.rstrip(".")
+    return f"not decodable ({said}; starts with {head!r}), expected audio"
+
+
+def _mono(samples: np.ndarray) -> np.ndarray:
+    """Mean over channels of [t, channels]."""
+    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+
+
+def _checked(wave: np.ndarray, rate_hz: float, name: str) -> np.ndarray:
+    """`wave` as contiguous float32, or an AudioError."""
+    wave = np.ascontiguousarray(wave, np.float32)
+    if not len(wave):
+        raise AudioError(f"{name}: has no samples")
+    bad = len(wave) - np.count_nonzero(np.isfinite(wave))
+    if bad:
+        raise AudioError(
+            f"{name}: {bad} of {len(wave)} samples are not finite (NaN or infinite)"
+        )
+    if len(wave) / rate_hz < MIN_SECONDS:
+        raise AudioError(
+            f"{name}: {len(wave)} samples at {rate_hz} Hz are "
+            f"{len(wave) / rate_hz:.6f} s, expected {MIN_SECONDS} s or more"
+        )
+    return wave
+
+
+def _from_array(source: tuple, name: str) -> tuple[np.ndarray, float]:
+    """(array, rate_hz) as checked float32 [t] and its rate."""
+    if len(source) != 2:
+        raise AudioError(f"{name}: a tuple of {len(source)}, expected (array, rate_hz)")
+    array, rate_hz = np.asarray(source[0]), source[1]
+    is_number = isinstance(rate_hz, numbers.Real) and not isinstance(rate_hz, bool)
+    if not is_number or not 0 < rate_hz < float("inf"):
+        raise AudioError(f"{name}: rate is {rate_hz!r}, expected a positive number, Hz")
+    array = _scaled(array, name)
+    if array.ndim == 2:
+        if array.shape[0] == array.shape[1] != 1:
+            raise AudioError(
+                f"{name}: shape {array.shape} does not tell samples from channels"
+            )
+        array = _mono(array if array.shape[0] > array.shape[1] else array.T)
+    elif array.ndim != 1:
+        raise AudioError(
+            f"{name}: an array of shape {array.shape}, expected [t], [t, channels] or "
+            "[channels, t]"
+        )
+    return _checked(array, rate_hz, name), rate_hz
+
+
+def _scaled(array: np.ndarray, name: str) -> np.ndarray:
+    """Floating point as float32; integers scaled so that full scale is 1."""
+    if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+        with np.errstate(over="ignore"):  # becomes infinite: `_checked` reports it
+            return array.astype(np.float32)
+    if array.dtype.kind not in "iu":
+        raise AudioError(f"{name}: samples are {array.dtype}, expected numbers")
+    half_range = 2.0 ** (8 * array.dtype.itemsize - 1)
+    offset = half_range if array.dtype.kind == "u" else 0.0
+    return ((array.astype(np.float64) - offset) / half_range).astype(np.float32)

@@ -1,0 +1,202 @@
+"""Front ends as data: sizes, mel filter banks and windows, in numpy alone."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+BANKS = ("slaney", "htk")
+FILLS = ("repeatpad", "pad", "repeat")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frontend:
+    """Everything that turns a waveform into a log-mel spectrogram.
+
+    rate_hz: sample rate of the waveform.
+    clip_seconds: length of one training clip.
+    n_fft, window_samples, hop_samples: the short-time Fourier transform.
+    mels, fmin_hz, fmax_hz: the mel bands.
+    bank: "slaney" (Slaney scale, each filter of unit area: librosa's default) or "htk"
+        (HTK scale, filters of unit height: torchaudio's default). A model trained on
+        one is useless with the other: for noise the two differ by 22 dB.
+    fill: how a short clip is filled up, see `clap_jax.audio.crop.fill`.
+    int16_trip: samples go through 16-bit integers first (`clap_jax.audio.io.quantise`).
+    bank_rate_hz: the rate that the bank believes in, where that is not `rate_hz`.
+    """
+
+    rate_hz: int
+    clip_seconds: float
+    n_fft: int
+    window_samples: int
+    hop_samples: int
+    mels: int
+    fmin_hz: float
+    fmax_hz: float
+    bank: str
+    fill: str
+    int16_trip: bool = False
+    bank_rate_hz: int | None = None
+
+    def __post_init__(self):
+        if self.bank not in BANKS:
+            raise ValueError(f"bank is {self.bank!r}, expected one of {BANKS}")
+        if self.fill not in FILLS:
+            raise ValueError(f"fill is {self.fill!r}, expected one of {FILLS}")
+        for name in ("rate_hz", "clip_seconds", "n_fft", "hop_samples", "mels"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected > 0")
+        if self.n_fft % 2:
+            raise ValueError(f"n_fft is {self.n_fft}, expected an even number")
+        if not 0 < self.window_samples <= self.n_fft:
+            raise ValueError(
+                f"window_samples is {self.window_samples}, expected 1 to n_fft, "
+                f"which is {self.n_fft}"
+            )
+        nyquist_hz = (self.bank_rate_hz or self.rate_hz) / 2
+        if not 0 <= self.fmin_hz < self.fmax_hz <= nyquist_hz:
+            raise ValueError(
+                f"mel range is {self.fmin_hz} to {self.fmax_hz} Hz, expected a rising "
+                f"range within 0 to {nyquist_hz} Hz"
+            )
+
+    @property
+    def clip_samples(self) -> int:
+        """Samples of one clip."""
+        return round(self.rate_hz * self.clip_seconds)
+
+    @property
+    def clip_frames(self) -> int:
+        """Frames of one clip."""
+        return self.frames(self.clip_samples)
+
+    def frames(self, samples: int) -> int:
+        """Frames of a waveform of `samples` samples (frames are centred)."""
+        return 1 + samples // self.hop_samples
+
+
+_LAION = Frontend(
+    rate_hz=48_000,
+    clip_seconds=10.0,
+    n_fft=1024,
+    window_samples=1024,
+    hop_samples=480,
+    mels=64,
+    fmin_hz=50.0,
+    fmax_hz=14_000.0,
+    bank="slaney",
+    fill="repeatpad",
+    int16_trip=True,
+)
+_MSCLAP = dataclasses.replace(
+    _LAION,
+    rate_hz=44_100,
+    clip_seconds=5.0,
+    hop_samples=320,
+    fill="repeat",
+    int16_trip=False,
+)
+
+FRONTENDS: dict[str, Frontend] = {
+    # LAION-CLAP computes the mels of its fused models with another library, and
+    # therefore with another bank, than those of its unfused ones.
+    "laion_unfused": _LAION,
+    "laion_fused": dataclasses.replace(_LAION, bank="htk"),
+    "msclap2022": _MSCLAP,
+    # MS-CLAP 2023 resamples to 44.1 kHz, yet builds the bank for 32 kHz.
+    "msclap2023": dataclasses.replace(_MSCLAP, clip_seconds=7.0, bank_rate_hz=32_000),
+    "blat": dataclasses.replace(_MSCLAP, rate_hz=32_000, clip_seconds=10.0, fill="pad"),
+    "small_16k": Frontend(
+        rate_hz=16_000,
+        clip_seconds=2.56,
+        n_fft=512,
+        window_samples=512,
+        hop_samples=320,
+        mels=64,
+        fmin_hz=50.0,
+        fmax_hz=7_600.0,
+        bank="slaney",
+        fill="pad",
+    ),
+    "small_22k": Frontend(
+        rate_hz=22_050,
+        clip_seconds=5.0,
+        n_fft=1024,
+        window_samples=1024,
+        hop_samples=441,
+        mels=64,
+        fmin_hz=50.0,
+        fmax_hz=10_000.0,
+        bank="slaney",
+        fill="pad",
+    ),
+}
+
+# Slaney's scale: 3 mels per 200 Hz up to 1 kHz, then 27 mels per factor of 6.4.
+_SLANEY_HZ_PER_MEL = 200 / 3
+_SLANEY_KNEE_HZ = 1000.0
+_SLANEY_KNEE_MEL = _SLANEY_KNEE_HZ / _SLANEY_HZ_PER_MEL
+_SLANEY_LOG_STEP = np.log(6.4) / 27
+
+
+def hz_to_mel(hz: Any, scale: str) -> np.ndarray:
+    """Mels of frequencies in Hz on the "slaney" or the "htk" scale (float64)."""
+    hz = np.asarray(hz, np.float64)
+    if scale == "htk":
+        return 2595.0 * np.log10(1 + hz / 700)
+    above = np.log(np.maximum(hz, _SLANEY_KNEE_HZ) / _SLANEY_KNEE_HZ)
+    return np.where(
+        hz < _SLANEY_KNEE_HZ,
+        hz / _SLANEY_HZ_PER_MEL,
+        _SLANEY_KNEE_MEL + above / _SLANEY_LOG_STEP,
+    )
+
+
+def mel_to_hz(mel: Any, scale: str) -> np.ndarray:
+    """Frequencies in Hz of mels, the inverse of `hz_to_mel` (float64)."""
+    mel = np.asarray(mel, np.float64)
+    if scale == "htk":
+        return 700 * (10 ** (mel / 2595) - 1)
+    above = np.maximum(mel - _SLANEY_KNEE_MEL, 0) * _SLANEY_LOG_STEP
+    return np.where(
+        mel < _SLANEY_KNEE_MEL,
+        mel * _SLANEY_HZ_PER_MEL,
+        _SLANEY_KNEE_HZ * np.exp(above),
+    )
+
+
+@functools.lru_cache
+def mel_bank(frontend: Frontend) -> Float[np.ndarray, "bins F"]:
+    """Triangular mel filters: float32 [n_fft // 2 + 1, F], read-only.
+
+    The same numbers as librosa.filters.mel for "slaney" and as
+    torchaudio.functional.melscale_fbanks (norm=None) for "htk". They are computed here
+    because importing librosa costs a data worker most of a second.
+    """
+    rate_hz = frontend.bank_rate_hz or frontend.rate_hz
+    bins_hz = np.linspace(0, rate_hz / 2, frontend.n_fft // 2 + 1)
+    limits = hz_to_mel([frontend.fmin_hz, frontend.fmax_hz], frontend.bank)
+    edges_hz = mel_to_hz(np.linspace(*limits, frontend.mels + 2), frontend.bank)
+    width_hz = np.diff(edges_hz)
+    distance_hz = edges_hz[None, :] - bins_hz[:, None]
+    rising = -distance_hz[:, :-2] / width_hz[:-1]
+    falling = distance_hz[:, 2:] / width_hz[1:]
+    bank = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+    if frontend.bank == "slaney":
+        bank *= 2 / (edges_hz[2:] - edges_hz[:-2])
+    bank.flags.writeable = False
+    return bank
+
+
+@functools.lru_cache
+def hann_window(frontend: Frontend) -> Float[np.ndarray, " n_fft"]:
+    """Periodic Hann window, zero-padded on both sides to n_fft: float32, read-only."""
+    samples = frontend.window_samples
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(samples) / samples)
+    left = (frontend.n_fft - samples) // 2
+    window = np.pad(window, (left, frontend.n_fft - samples - left))
+    window = window.astype(np.float32)
+    window.flags.writeable = False
+    return window

@@ -1,0 +1,267 @@
+"""Orbax checkpoints of a run, and the parameters-only export.
+
+A step folder holds separate items, so that using a model never reads its optimizer:
+
+    model      {"params", "state"} of the towers
+    average    {"params"}: the moving average, when the run keeps one
+    training   optimizer state, step and metric totals
+    data       position of the data iterator, one file a process
+
+An export is a folder with `spec.json`, `model.safetensors` and the tokenizer.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from grain.checkpoint import CheckpointRestore, CheckpointSave
+
+from clap_jax import sharding
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read; the message says what to do."""
+
+
+class Checkpoints:
+    """The checkpoints of one workdir: asynchronous saves, newest and best are kept."""
+
+    def __init__(self, folder: Path, keep: int = 2, best_metric: str = ""):
+        self.folder = folder
+        self._best_metric = best_metric
+        policies = [ocp.checkpoint_managers.LatestN(n=keep)]
+        if best_metric:
+            policies.append(
+                ocp.checkpoint_managers.BestN(
+                    n=1,
+                    get_metric_fn=lambda metrics: metrics[best_metric],
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(
+                    policies
+                ),
+                # A killed save leaves a temporary folder, which nobody else will clean.
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def save(
+        self, step: int, items: dict[str, Any], iterator: Any, metrics: dict[str, float]
+    ) -> None:
+        """Begin to save `items` and the iterator's position as `step`.
+
+        Returns when the values are copied; writing goes on in the background, and an
+        error there is raised by the next save or by `wait`.
+        """
+        composite = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        best = {k: v for k, v in metrics.items() if k == self._best_metric} or None
+        with self._explained(step):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(**composite, data=CheckpointSave(iterator)),
+                metrics=best,
+            )
+
+    def wait(self) -> None:
+        """Block until every save is complete; raise CheckpointError if one failed."""
+        with self._explained(None):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def restore(self, step: int, templates: dict[str, Any], iterator: Any) -> dict:
+        """The items of `step`, shaped, typed and sharded like `templates`.
+
+        The iterator is moved to where it stood.
+        """
+        composite = {
+            name: ocp.args.StandardRestore(_abstract(tree))
+            for name, tree in templates.items()
+        }
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(**composite, data=CheckpointRestore(iterator))
+        )
+        return {name: restored[name] for name in templates}
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _explained(self, step: int | None) -> "_Explain":
+        return _Explain(self, step)
+
+
+class _Explain:
+    """Turns any failure to write into a sentence that says what is safe."""
+
+    def __init__(self, checkpoints: Checkpoints, step: int | None):
+        self._checkpoints, self._step = checkpoints, step
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if error is None or not isinstance(error, Exception):
+            return
+        folder = self._checkpoints.folder
+        what = "a checkpoint" if self._step is None else f"step {self._step}"
+        free_mib = shutil.disk_usage(folder).free / 2**20
+        complete = _complete_steps(folder)
+        raise CheckpointError(
+            f"could not save {what} in {folder} ({free_mib:,.0f} MiB free there): "
+            f"{_first_line(error)}. Complete checkpoints: {complete or 'none'}. Make "
+            "room and run the same command again; it goes on from the newest one."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
+
+
+def _complete_steps(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=leaf.sharding
+        ),
+        tree,
+    )
+
+
+def load_variables(folder: Path, *, raw: bool = False) -> dict[str, Any]:
+    """Variables `{"params", "state"}` as numpy arrays, from any folder of ours.
+
+    `folder` is a workdir (its newest step), a step folder, or an export. The moving
+    average stands in for the parameters where the run kept one, unless `raw`.
+    Raises CheckpointError when `folder` is none of these.
+    """
+    if (folder / WEIGHTS_FILE).is_file():
+        return load_export(folder)
+    step = find_step(folder)
+    variables = _restore_numpy(step / "model")
+    if (step / "average").is_dir() and not raw:
+        variables["params"] = _restore_numpy(step / "average")["params"]
+    return variables
+
+
+def find_step(folder: Path) -> Path:
+    """The step folder that `folder` is, or the newest one that it holds."""
+    if (folder / "model").is_dir():
+        return folder
+    checkpoints = folder / "checkpoints"
+    steps = _complete_steps(checkpoints)
+    if not steps:
+        raise CheckpointError(
+            f"{folder} holds no model: expected {WEIGHTS_FILE} (a saved model), "
+            "checkpoints/<step> (a workdir) or model/ (one step of a workdir)"
+        )
+    return checkpoints / str(steps[-1])
+
+
+def _restore_numpy(folder: Path) -> Any:
+    """One item without its sharding, as numpy arrays, on whatever devices are here."""
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.Checkpointer(handler) as checkpointer:
+        metadata = checkpointer.metadata(folder.absolute())
+        tree = metadata.item_metadata.tree
+        arguments = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+        )
+        return checkpointer.restore(
+            folder.absolute(), args=ocp.args.PyTreeRestore(restore_args=arguments)
+        )
+
+
+def save_export(folder: Path, variables: dict[str, Any]) -> None:
+    """Write variables as safetensors, keys being the `/`-joined parameter paths."""
+    from safetensors.numpy import save_file
+
+    flat: dict[str, np.ndarray] = {}
+    sharding.map_with_path(
+        lambda path, leaf: flat.__setitem__(path, np.ascontiguousarray(leaf)), variables
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{WEIGHTS_FILE}.tmp"
+    save_file(flat, temporary, metadata={"format": "clap_jax"})
+    temporary.replace(folder / WEIGHTS_FILE)
+
+
+def load_export(folder: Path) -> dict[str, Any]:
+    """The inverse of `save_export`."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        flat = load_file(folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_FILE} cannot be read: {error}"
+        ) from error
+    variables: dict[str, Any] = {"params": {}, "state": {}}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = variables
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return variables
+
+
+def fill(target: Any, source: Any, pattern: str, origin: str) -> Any:
+    """Replace the leaves of `target` whose path matches `pattern` by those of `source`.
+
+    Every matching leaf must exist in `source` with the same shape; all misfits are
+    collected into one CheckpointError.
+    """
+    available: dict[str, Any] = {}
+    sharding.map_with_path(available.__setitem__, source)
+    chosen = sharding.match(((pattern, True), (".*", False)), target, "init_pattern")
+    problems: list[str] = []
+
+    def pick(path: str, leaf: Any, wanted: bool) -> Any:
+        if not wanted:
+            return leaf
+        if path not in available:
+            problems.append(f"{path} is missing")
+        elif np.shape(available[path]) != np.shape(leaf):
+            found = np.shape(available[path])
+            problems.append(f"{path} has shape {found}, expected {np.shape(leaf)}")
+        else:
+            return np.asarray(available[path], dtype=leaf.dtype)
+        return leaf
+
+    filled = jax.tree_util.tree_map_with_path(
+        lambda path, leaf, wanted: pick(sharding.path_of(path), leaf, wanted),
+        target,
+        chosen,
+    )
+    if problems:
+        shown = "; ".join(problems[:10])
+        raise CheckpointError(f"{origin}: {len(problems)} misfit(s): {shown}")
+    count = sum(jax.tree.leaves(chosen))
+    logging.info("%d parameters from %s (pattern %r)", count, origin, pattern)
+    return filled
+
+
+def find_home(folder: Path) -> Path:
+    """The folder with `spec.json` and the tokenizer: `folder`, or a step's workdir."""
+    for home in (folder, folder.parent, folder.parent.parent):
+        if (home / "spec.json").is_file():
+            return home
+    raise CheckpointError(f"no spec.json in {folder} or the two folders above it")

@@ -1,0 +1,252 @@
+"""Experiment configs: every key with its default and its meaning, and durations.
+
+An experiment is a Python file with `get_config(arg)` that starts from `default()` and
+changes what it needs; `--config.a.b=value` overrides on the command line. The
+structure is locked: a key that does not exist is an error that names the nearest one.
+The free-form sections (`model_overrides`, each entry of `data.sources`, each entry of
+`evals`, `augment`) are checked by what they configure.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message names the key and what to do."""
+
+
+def default() -> ConfigDict:
+    """The whole config with every key documented beside its default."""
+    config = ConfigDict()
+
+    # --- what is trained -------------------------------------------------------
+    # A row of `clap_jax.models.zoo.SPECS`.
+    config.model = "small_transformer"
+    # Changes to that row, nested or dotted, e.g. {"audio.options.dropout": 0.1}.
+    config.model_overrides = ConfigDict()
+    # A workdir, Orbax step or saved model whose weights training starts from.
+    config.init_from = ""
+    # Regex over parameter paths: which weights `init_from` fills (the rest is fresh).
+    config.init_pattern = ".*"
+    # Compute dtype of the towers: float32 | bfloat16. Parameters, norms, losses and
+    # mels are always float32.
+    config.precision = "float32"
+    # Activations recomputed in the backward pass: none | blocks.
+    config.remat = "none"
+
+    # --- where -----------------------------------------------------------------
+    config.mesh = ConfigDict()
+    # Devices along the batch axis; -1 takes all that `fsdp` leaves.
+    config.mesh.data = -1
+    # Devices that also shard parameters and optimizer state.
+    config.mesh.fsdp = 1
+
+    # --- how long --------------------------------------------------------------
+    config.train = ConfigDict()
+    # Global batch: clip-caption pairs a step over all hosts and devices.
+    config.train.batch_size = 64
+    # Exactly one of the two is positive.
+    config.train.total_steps = 0
+    config.train.total_epochs = 0.0
+    # The one seed: initial weights, data order, crops, captions, dropout.
+    config.train.seed = 0
+    # A line of metrics.jsonl every so many steps.
+    config.train.log_steps = 50
+    # Decay of the exponential moving average of the parameters; 0 = off. When on,
+    # evaluation, export and `clap_jax.load` use the average.
+    config.train.ema_decay = 0.0
+
+    # --- loss ------------------------------------------------------------------
+    config.loss = ConfigDict()
+    # softmax: symmetric cross entropy over the global batch.
+    config.loss.name = "softmax"
+    # True: pairs of one group (captions of one clip, clips of one label) are positives
+    # of each other instead of negatives.
+    config.loss.multi_positive = True
+
+    # --- optimizer -------------------------------------------------------------
+    config.optim = ConfigDict()
+    # adamw | adam | lion | adafactor | muon
+    config.optim.name = "adamw"
+    config.optim.learning_rate = 1e-3
+    config.optim.beta1 = 0.9
+    config.optim.beta2 = 0.98
+    config.optim.epsilon = 1e-8
+    config.optim.weight_decay = 0.05
+    # Warm-up: a number of steps, or a percentage of the run (one of the two).
+    config.optim.warmup_steps = 0
+    config.optim.warmup_percent = 0.0
+    # cosine (to 0) | constant, after the warm-up.
+    config.optim.schedule = "cosine"
+    # Largest global gradient norm; 0 = no clipping.
+    config.optim.clip_norm = 1.0
+    # [regex, factor] over parameter paths, first match wins, every parameter must
+    # match: learning-rate multipliers (0 freezes) ...
+    config.optim.lr_multipliers = ((".*", 1.0),)
+    # ... and weight-decay multipliers (biases, norms, scales and tables are spared).
+    config.optim.decay_multipliers = (
+        (r".*(bias|scale|bias_table|logit_scale\w*)$", 0.0),
+        (".*", 1.0),
+    )
+
+    # --- data ------------------------------------------------------------------
+    config.data = ConfigDict()
+    # Named sources: {"kind": manifest | array_record | synthetic, "name": ...,
+    # "weight": share of the mixture (0: in proportion to size), options of the kind}.
+    config.data.sources = ()
+    # Where log-mels are computed: host (workers; needed by fusion) | device (the bus
+    # carries int16 waves) | auto (device).
+    config.data.mel = "auto"
+    # RAM for decoded clips, per process; 0 = off. For corpora that fit, decoding is
+    # then paid once.
+    config.data.cache_gib = 0.0
+    # Worker processes (0: threads of this process) and threads in each of them.
+    config.data.workers = 0
+    config.data.threads = 4
+    # Batches made ahead.
+    config.data.prefetch = 4
+    # Clips that cannot be read are replaced, counted (train/bad_clips) and logged;
+    # the run stops when they exceed this share.
+    config.data.max_bad_fraction = 0.01
+    # Vocabulary of the tokenizer that is trained on the captions when the model names
+    # no published one. The model's own vocabulary is cut to what was learnt.
+    config.data.vocab_size = 4096
+
+    # Audio augmentation on the device; fields of `clap_jax.audio.augment.Augment`.
+    config.augment = ConfigDict()
+
+    # --- evaluation ------------------------------------------------------------
+    # name -> {"kind": retrieval | zeroshot, "source": {...}, "every_steps": 0 (only at
+    # the end), "batch_size": ..., options of the kind}
+    config.evals = ConfigDict()
+
+    # --- checkpoints and logs --------------------------------------------------
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 500
+    # The newest so many are kept ...
+    config.checkpoint.keep = 2
+    # ... and the one that is best by this metric ("" = none), e.g.
+    # "eval/scenes/t2a_R@1"; evaluated metrics only, higher is better.
+    config.checkpoint.best_metric = ""
+    config.writer = ConfigDict()
+    # Beside metrics.jsonl, which is always written.
+    config.writer.tensorboard = False
+    config.writer.wandb_project = ""
+    return lock(config)
+
+
+def lock(config: ConfigDict) -> ConfigDict:
+    """Lock the structure; free-form sections stay open (their owners check them)."""
+    config.lock()
+    for name in ("model_overrides", "augment", "evals"):
+        config[name].unlock()
+    return config
+
+
+def build(cls: type, options: Mapping[str, Any], where: str) -> Any:
+    """Make dataclass `cls` from a config section.
+
+    Raises ConfigError naming `where`, every unknown key with its nearest neighbour,
+    and every missing key.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    problems = unknown_keys(options, fields, where)
+    problems += [
+        f"{where}.{name} is missing"
+        for name, field in fields.items()
+        if name not in options
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return cls(**plain(options))
+
+
+def unknown_keys(options: Mapping, known: Any, where: str) -> list[str]:
+    """A sentence for every key of `options` that is not in `known`."""
+    problems = []
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), list(known), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {sorted(known)}"
+            problems.append(f"unknown key {where}.{key} ({hint})")
+    return problems
+
+
+def plain(value: Any) -> Any:
+    """ConfigDicts and sequences as plain dicts and tuples (hashable, JSON-able)."""
+    if isinstance(value, ConfigDict | Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(plain(item) for item in value)
+    return value
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as it stands, for the workdir."""
+    return json.dumps(plain(config), indent=2)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file atomically: a kill leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def total_steps(config: ConfigDict, examples: int) -> int:
+    """Length of the run in steps, from `train.total_steps` or `train.total_epochs`."""
+    steps, epochs = config.train.total_steps, config.train.total_epochs
+    if (steps > 0) == (epochs > 0):
+        raise ConfigError(
+            "set exactly one of train.total_steps and train.total_epochs, found "
+            f"{steps} and {epochs}"
+        )
+    return (
+        steps if steps > 0 else math.ceil(epochs * examples / config.train.batch_size)
+    )
+
+
+def warmup_steps(config: ConfigDict, total: int) -> int:
+    """Warm-up in steps, from `optim.warmup_steps` or `optim.warmup_percent`."""
+    steps, percent = config.optim.warmup_steps, config.optim.warmup_percent
+    if steps > 0 and percent > 0:
+        raise ConfigError("set only one of optim.warmup_steps, optim.warmup_percent")
+    return steps if steps > 0 else round(total * percent / 100)
+
+
+def parse_argument(argument: str | None, **defaults: Any) -> ConfigDict:
+    """Parse the text after `configs/x.py:`: comma-separated `key=value` and switches.
+
+    `defaults` names the keys that exist; each value is cast to its default's type, and
+    a bare word turns a boolean on (`:smoke`). Text that is neither becomes the value
+    of the one key that ends in `path`, if there is one (`configs/manifest.py:a/b.csv`).
+    """
+    parsed = dict(defaults)
+    path_key = next((key for key in defaults if key.endswith("path")), None)
+    for word in filter(None, (argument or "").split(",")):
+        key, separator, value = word.partition("=")
+        if not separator and isinstance(defaults.get(key), bool):
+            parsed[key] = True
+        elif not separator and path_key:
+            parsed[path_key] = word
+        elif separator and key in defaults:
+            kind = type(defaults[key])
+            parsed[key] = (
+                value.lower() in ("1", "true") if kind is bool else kind(value)
+            )
+        else:
+            raise ConfigError(
+                "; ".join(unknown_keys([key], defaults, "config argument"))
+            )
+    return ConfigDict(parsed)

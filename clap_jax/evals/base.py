@@ -1,0 +1,129 @@
+"""What an evaluator sees and what it gives back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+# Embeddings are unit vectors; half-precision towers still normalise in float32.
+NORM_TOLERANCE = 1e-2
+
+
+class Source(Protocol):
+    """The part of a data source that evaluators read; none of it decodes audio."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def captions(self, index: int) -> list[str]:
+        """Captions of a clip."""
+
+    def tags(self, index: int) -> list[str]:
+        """Labels of a clip."""
+
+    def group(self, index: int) -> str:
+        """Clips of one group are right answers for each other."""
+
+
+class Encoder(Protocol):
+    """A model as an evaluator sees it."""
+
+    scale: float
+    """The factor between a cosine and the model's score."""
+
+    def audio(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings float32 [n, E] of unit length, and which clips could be read.
+
+        The second array is bool [n]; rows where it is False are ignored.
+        """
+
+    def text(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings float32 [m, E] of unit length."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of one evaluation.
+
+    Attributes:
+        metrics: name -> number; shares are between 0 and 1.
+        arrays: what plots need: `similarity`, `recall_t2a`, `recall_a2t`, `confusion`,
+            `average_precision`.
+        labels: names that belong to the axes of arrays: `captions`, `classes`.
+        protocol: how the numbers were made (source, number of clips and captions,
+            templates, ...), so that they can be compared with others; JSON values only.
+    """
+
+    metrics: dict[str, float]
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+
+def encode_audio(encoder: Encoder, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of the clips that could be read.
+
+    Returns:
+        float32 [k, E] and the positions int64 [k] of these clips in the source.
+
+    Raises:
+        ValueError: wrong number of rows, no clip could be read, an embedding is not
+            finite or not of unit length.
+    """
+    embeddings, kept = encoder.audio(source)
+    embeddings, kept = np.asarray(embeddings), np.asarray(kept, bool)
+    if embeddings.ndim != 2 or not len(embeddings) == len(kept) == len(source):
+        raise ValueError(
+            f"source '{source.name}' has {len(source)} clips, but the encoder returned "
+            f"embeddings of shape {embeddings.shape} and {len(kept)} kept flags"
+        )
+    clips = np.flatnonzero(kept)
+    if not len(clips):
+        raise ValueError(
+            f"source '{source.name}': none of its {len(source)} clips could be read, "
+            "so there is nothing to evaluate"
+        )
+    return _unit(embeddings[clips], f"audio of source '{source.name}'", clips), clips
+
+
+def encode_text(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
+    """Embeddings of texts, float32 [m, E]; a text that repeats is encoded once.
+
+    Equal texts so get equal embeddings even where the place in a batch changes the last
+    bits, and tie exactly.
+
+    Raises:
+        ValueError: wrong number of rows, an embedding is not finite or not of unit
+            length.
+    """
+    place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    embeddings = np.asarray(encoder.text(list(place)))
+    if embeddings.ndim != 2 or len(embeddings) != len(place):
+        raise ValueError(
+            f"the encoder returned embeddings of shape {embeddings.shape} for "
+            f"{len(place)} texts"
+        )
+    rows = _unit(embeddings, "texts", np.arange(len(place)))
+    return rows[[place[text] for text in texts]]
+
+
+def _unit(embeddings: np.ndarray, what: str, positions: np.ndarray) -> np.ndarray:
+    """`embeddings` as float32 after checks; errors name a position."""
+    embeddings = embeddings.astype(np.float32)
+    broken = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(broken):
+        raise ValueError(
+            f"{len(broken)} of {len(embeddings)} embeddings of {what} are not finite "
+            f"(NaN or infinite), the first at index {positions[broken[0]]}: has the "
+            "training diverged?"
+        )
+    norms = np.linalg.norm(embeddings, axis=1)
+    wrong = np.flatnonzero(np.abs(norms - 1) > NORM_TOLERANCE)
+    if len(wrong):
+        raise ValueError(
+            f"embeddings of {what} must have length 1, found {norms[wrong[0]]:.4g} at "
+            f"index {positions[wrong[0]]}"
+        )
+    return embeddings

@@ -1,0 +1,64 @@
+"""A small residual convolutional network, for tiny data sets and small machines."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from clap_jax.models import layers
+from clap_jax.models.tower import Tower, defaults, from_linen
+
+
+class _ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with group norm, added to the (projected) input."""
+
+    width: int
+    groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N F C"]) -> Float[Array, "B N F D"]:
+        def norm(name: str) -> nn.GroupNorm:
+            return nn.GroupNorm(self.groups, dtype=self.dtype, name=name)
+
+        y = layers.Conv3x3(self.width, 1, self.dtype, name="conv1")(x)
+        y = nn.relu(norm("norm1")(y))
+        y = norm("norm2")(layers.Conv3x3(self.width, 1, self.dtype, name="conv2")(y))
+        if x.shape[-1] != self.width:
+            x = nn.Dense(self.width, dtype=self.dtype, name="skip")(x)
+        return nn.relu(x + y)
+
+
+class _ConvNet(nn.Module):
+    """See `tower`."""
+
+    patch: tuple[int, ...] = (2, 2)
+    widths: tuple[int, ...] = (16, 32, 64, 128)
+    groups: int = 8
+    dropout: float = 0.1
+    mean_db: float = -40.0
+    std_db: float = 20.0
+    dtype: Any = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B N F"], train: bool
+    ) -> tuple[Float[Array, "B D"], dict[str, Any]]:
+        x = (x - self.mean_db) / self.std_db
+        cell = 2 ** (len(self.widths) - 1)
+        x = layers.fit(x, cell * self.patch[0], cell * self.patch[1])
+        x = layers.patches(x[..., None], self.patch)
+        x = nn.Dense(self.widths[0], dtype=self.dtype, name="stem")(x)
+        for i, width in enumerate(self.widths):
+            x = nn.avg_pool(x, (2, 2), (2, 2)) if i else x
+            x = _ResidualBlock(width, self.groups, self.dtype, name=f"block{i}")(x)
+        tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+        embedding = tokens.mean(1)
+        embedding = nn.Dropout(self.dropout, deterministic=not train)(embedding)
+        return embedding, {"tokens": tokens, "fine_grained": x.mean(2)}
+
+
+DEFAULTS = defaults(_ConvNet)

@@ -1,0 +1,55 @@
+"""Projection heads: from a tower's embedding to the joint space, before L2."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from clap_jax.models import layers
+from clap_jax.models.tower import Tower, from_linen, unknown
+
+
+class _Linear(nn.Module):
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B D"], train: bool
+    ) -> tuple[Float[Array, "B E"], dict[str, Any]]:
+        return nn.Dense(self.features, dtype=self.dtype, name="linear")(x), {}
+
+
+class _LaionMlp(nn.Module):
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B D"], train: bool
+    ) -> tuple[Float[Array, "B E"], dict[str, Any]]:
+        def dense(name: str) -> nn.Dense:
+            return nn.Dense(
+                self.features,
+                dtype=self.dtype,
+                kernel_init=layers.torch_init,
+                name=name,
+            )
+
+        return dense("linear2")(nn.relu(dense("linear1")(x))), {}
+
+
+HEADS = {"linear": _Linear, "laion_mlp": _LaionMlp}
+
+
+def tower(kind: str, embed_dim: int, *, dtype: str = "float32") -> Tower:
+    """A head as a tower: embedding [B, D] to projection [B, E], no aux.
+
+    linear: one affine map. laion_mlp: Linear to E, ReLU, Linear to E, without norm or
+    dropout (LAION-CLAP `clap_module/model.py`, `mlp_layers`).
+    Errors: ValueError on an unknown kind.
+    """
+    if kind not in HEADS:
+        raise ValueError(unknown("head", kind, HEADS))
+    return from_linen(HEADS[kind](embed_dim, jnp.dtype(dtype)))

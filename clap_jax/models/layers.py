@@ -1,0 +1,189 @@
+"""Layers that the towers share.
+
+Parameters are float32. Layers compute in `dtype`; softmax and the statistics of every
+norm are taken in float32 whatever `dtype` is.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+# The standard deviation of weights in BERT-like and Swin-like towers at the start.
+transformer_init = nn.initializers.normal(0.02)
+# What torch gives to Linear and Conv when nobody chooses: U(-1/sqrt(fan_in), +).
+torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+# Added to the attention score of a position that must not be seen.
+MASKED = -1e9
+
+
+def layer_norm(eps: float, dtype: Any, name: str) -> nn.LayerNorm:
+    """LayerNorm over the last axis with two-pass variance, as torch computes it."""
+    return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The exact GELU, x * Phi(x)."""
+    return nn.gelu(x, approximate=False)
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over the last axis with torch's running statistics.
+
+    In training the batch is normalised by its biased variance, while the running
+    variance takes the unbiased one: running = 0.9 * running + 0.1 * n/(n-1) * var
+    (torch momentum 0.1). Flax's own layer stores the biased variance.
+    """
+
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n C"], train: bool) -> Float[Array, "*n C"]:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        x = x.astype(jnp.float32)
+        if not train:
+            return (x - mean.value) * (scale * jax.lax.rsqrt(var.value + self.epsilon)) + bias
+        axes = tuple(range(x.ndim - 1))
+        count = x.size // channels
+        batch_mean, batch_var = x.mean(axes), x.var(axes)
+        if not self.is_initializing():
+            keep, unbiased = self.momentum, batch_var * (count / max(count - 1, 1))
+            mean.value = keep * mean.value + (1 - keep) * batch_mean
+            var.value = keep * var.value + (1 - keep) * unbiased
+        return (x - batch_mean) * (scale * jax.lax.rsqrt(batch_var + self.epsilon)) + bias
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drop a residual branch of a whole example with `rate`."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B ..."], train: bool) -> Float[Array, "B ..."]:
+        if not train or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        kept = jax.random.bernoulli(self.make_rng("droppath"), keep, shape)
+        return jnp.where(kept, x / keep, 0).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the second to last axis.
+
+    `bias` is added to the float32 scores and broadcasts to [..., heads, L, L].
+    Queries, keys and values have separate kernels, the layout of BERT and of Hugging
+    Face; a source that stores them as one is split in thirds by its converter.
+    """
+
+    heads: int
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "*n L D"],
+        bias: Float[Array, "..."] | None,
+        train: bool,
+    ) -> Float[Array, "*n L D"]:
+        width = x.shape[-1]
+        if width % self.heads:
+            raise ValueError(f"width {width} is not divisible by {self.heads} heads")
+
+        def project(name: str) -> jax.Array:
+            return nn.Dense(
+                width, dtype=self.dtype, kernel_init=transformer_init, name=name
+            )
+
+        def split(y: jax.Array) -> jax.Array:
+            return y.reshape(*y.shape[:-1], self.heads, width // self.heads)
+
+        query = split(project("query")(x)) * (width // self.heads) ** -0.5
+        key, value = split(project("key")(x)), split(project("value")(x))
+        scores = jnp.einsum(
+            "...qhd,...khd->...hqk", query, key, preferred_element_type=jnp.float32
+        )
+        scores = scores if bias is None else scores + bias
+        weights = nn.softmax(scores, axis=-1).astype(self.dtype)
+        weights = nn.Dropout(self.dropout, name="drop")(weights, deterministic=not train)
+        out = jnp.einsum("...hqk,...khd->...qhd", weights, value)
+        return project("out")(out.reshape(x.shape))
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, Linear back to the width of the input."""
+
+    hidden: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
+        def dense(features: int, name: str) -> nn.Dense:
+            return nn.Dense(
+                features, dtype=self.dtype, kernel_init=transformer_init, name=name
+            )
+
+        return dense(x.shape[-1], "down")(gelu(dense(self.hidden, "up")(x)))
+
+
+class Block(nn.Module):
+    """A transformer block, with LayerNorm before (`pre`) or after (`post`) the sum."""
+
+    heads: int
+    mlp: int
+    norm: str = "pre"
+    eps: float = 1e-5
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        bias: Float[Array, "..."] | None,
+        train: bool,
+    ) -> Float[Array, "B L D"]:
+        attention = Attention(self.heads, self.dropout, self.dtype, name="attention")
+        mlp = Mlp(self.mlp, self.dtype, name="mlp")
+        norm1 = layer_norm(self.eps, self.dtype, "norm1")
+        norm2 = layer_norm(self.eps, self.dtype, "norm2")
+
+        def drop(y: jax.Array) -> jax.Array:
+            return nn.Dropout(self.dropout, deterministic=not train)(y)
+
+        if self.norm == "pre":
+            x = x + drop(attention(norm1(x), bias, train))
+            return x + drop(mlp(norm2(x)))
+        if self.norm == "post":
+            x = norm1(x + drop(attention(x, bias, train)))
+            return norm2(x + drop(mlp(x)))
+        raise ValueError(f"norm must be pre or post, got {self.norm!r}")
+
+
+def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
+    """`block`, or (remat="blocks") one that recomputes its inside in the backward pass.
+
+    `block` must have the signature (x, bias, train).
+    """
+    if remat == "none":
+        return block
+    if remat == "blocks":
+        return nn.remat(block, static_argnums=(3,))
+    raise ValueError(f"remat must be none or blocks, got {remat!r}")
+
+
+def mean_over(
+    x: Float[Array, "B L D"], mask: Bool[Array, "B L"]
+) -> Float[Array, "B D"]:
+    """Mean of the positions where `mask` is true, in float32."""
+    weights = mask.astype(jnp.float32)[..., None]
+    return (x * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0)

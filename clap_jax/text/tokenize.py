@@ -1,0 +1,191 @@
+"""Captions to token ids: pretrained tokenizers, or one trained on the captions."""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tokenizers
+from tokenizers import (
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+"""Special tokens of `train`, ids 0 to 4 (the first four are RoBERTa's)."""
+
+MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
+"""The special tokens and every byte."""
+
+
+class Tokenizer:
+    """A Hugging Face fast tokenizer that truncates and pads to one length.
+
+    Safe in threads and worker processes: the state of the Rust tokenizer is set once,
+    here, and its own thread pool, which does not survive a fork, is never started.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", length: int):
+        """length: tokens L of every text, special tokens included."""
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer")
+        if tokenizer.pad_token_id is None:
+            raise ValueError("the tokenizer has no padding token: set its pad_token")
+        # A copy, so that nobody else changes its truncation in the middle of a batch.
+        backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        special = backend.num_special_tokens_to_add(is_pair=False)
+        if length <= special:
+            raise ValueError(
+                f"length is {length}, expected more than the {special} special tokens"
+            )
+        backend.no_padding()
+        backend.enable_truncation(length)
+        self.tokenizer, self.length, self._backend = tokenizer, length, backend
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table: one more than the highest id."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def pad_id(self) -> int:
+        """Id of the padding token."""
+        return self.tokenizer.pad_token_id
+
+    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 [n, L] and mask bool [n, L], True where there is a token.
+
+        Raises ValueError for a text that is empty, blank or not a string.
+        """
+        if isinstance(texts, str):
+            raise TypeError(f"expected a sequence of texts, found the text {texts!r}")
+        ids = np.full((len(texts), self.length), self.pad_id, np.int32)
+        mask = np.zeros((len(texts), self.length), bool)
+        for row, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"text {row} is {text!r}, expected words")
+            found = self._backend.encode(text).ids
+            ids[row, : len(found)] = found
+            mask[row, : len(found)] = True
+        return ids, mask
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write Hugging Face's tokenizer files into `folder`, whole or not at all."""
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+        try:
+            self.tokenizer.save_pretrained(fresh)
+            if folder.is_dir():  # it may hold more than the tokenizer
+                for file in fresh.iterdir():
+                    os.replace(file, folder / file.name)
+            else:
+                os.rename(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def load(path_or_hub_id: str | os.PathLike, length: int) -> Tokenizer:
+    """A tokenizer from a folder, or from the Hugging Face hub (or its local cache).
+
+    Raises ValueError when it is neither.
+    """
+    from transformers import AutoTokenizer  # a second of imports, for those who load
+
+    where = os.fspath(path_or_hub_id)
+    if os.path.isdir(where):
+        try:
+            found = AutoTokenizer.from_pretrained(where, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{where}: no tokenizer in this folder, expected tokenizer.json and "
+                f"tokenizer_config.json ({_first_line(error)})"
+            ) from error
+        return Tokenizer(found, length)
+    try:
+        found = AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"tokenizer {where!r} is not a folder here and cannot be had from the "
+            f"Hugging Face hub ({_first_line(error)}). Give a folder with "
+            "tokenizer.json, or connect once so that it gets into the local cache, or "
+            "leave the name empty to train a tokenizer on the captions."
+        ) from error
+    return Tokenizer(found, length)
+
+
+def train(
+    texts: Iterable[str], vocab_size: int, length: int, lower_case: bool = False
+) -> Tokenizer:
+    """Byte-level BPE learned from `texts`, with RoBERTa's layout `<s> text </s>`.
+
+    The same texts give the same tokenizer. It has `vocab_size` tokens at most: fewer
+    where the texts have nothing more to merge.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise ValueError(
+            f"vocab_size is {vocab_size}, expected {MIN_VOCAB_SIZE} or more: the "
+            "special tokens and every byte"
+        )
+    start, pad, end, unknown, mask = SPECIAL_TOKENS
+    backend = tokenizers.Tokenizer(models.BPE())
+    if lower_case:
+        backend.normalizer = normalizers.Lowercase()
+    # With the space, a word is the same token at the start and within a caption.
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    with _one_thread():
+        backend.train_from_iterator(texts, trainer)
+    backend.post_processor = processors.RobertaProcessing(
+        sep=(end, SPECIAL_TOKENS.index(end)), cls=(start, SPECIAL_TOKENS.index(start))
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=start,
+        eos_token=end,
+        cls_token=start,
+        sep_token=end,
+        pad_token=pad,
+        unk_token=unknown,
+        mask_token=mask,
+        model_max_length=length,
+    )
+    return Tokenizer(tokenizer, length)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep the Rust library from starting threads, of which it warns at every fork."""
+    variable = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(variable)
+    os.environ[variable] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

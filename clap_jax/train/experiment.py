@@ -1,0 +1,235 @@
+"""From a config to the parts of a run: sources, tokenizer, model, evaluators.
+
+The same for training, evaluation and resuming. What a model needs besides weights
+(spec, tokenizer) is written into the workdir at once, so that `clap_jax.load` works on
+it from the first checkpoint on.
+"""
+
+import itertools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from clap_jax import checkpoint, sharding
+from clap_jax import config as config_lib
+from clap_jax.audio.augment import Augment
+from clap_jax.evals import Result, build_evaluator
+from clap_jax.evals.encode import ModelEncoder
+from clap_jax.models import zoo
+from clap_jax.models.dual import Dual
+from clap_jax.pipeline import loader
+from clap_jax.pipeline.ops import Prepare
+from clap_jax.pipeline.sources import Source, build_source
+from clap_jax.text import tokenize
+
+# A tokenizer is trained on at most so many captions; more change nothing.
+TOKENIZER_CAPTIONS = 1_000_000
+
+
+class Evaluation(NamedTuple):
+    """One entry of the config's `evals`."""
+
+    evaluator: Any
+    every_steps: int  # 0: only at the end
+    batch_size: int
+
+
+class Experiment(NamedTuple):
+    """The parts of a run; holds no weights."""
+
+    config: ConfigDict
+    workdir: Path
+    mesh: Mesh
+    spec: zoo.Spec
+    dual: Dual
+    tokenizer: tokenize.Tokenizer
+    sources: list[tuple[Source, float]]
+    evaluations: dict[str, Evaluation]
+    augment: Augment
+
+    def train_iterator(self) -> Any:
+        """This host's batches, endless and checkpointable."""
+        config, spec = self.config, self.spec
+        where = "device" if config.data.mel == "auto" else config.data.mel
+        prepare = Prepare(
+            spec.frontend,
+            mel=where,
+            random_crop=True,
+            cache_gib=config.data.cache_gib,
+        )
+        dataset = loader.train_dataset(
+            self.sources,
+            prepare,
+            self.tokenizer,
+            batch_size=config.train.batch_size // jax.process_count(),
+            seed=config.train.seed,
+            shard=(jax.process_index(), jax.process_count()),
+            threads=config.data.threads,
+            workers=config.data.workers,
+            prefetch=config.data.prefetch,
+        )
+        return iter(dataset)
+
+    def examples(self) -> int:
+        return sum(len(source) for source, _ in self.sources)
+
+    def init_variables(self) -> dict[str, Any]:
+        """Fresh variables, then the weights that `init_from` gives (by regex)."""
+        variables = self.dual.init(jax.random.key(self.config.train.seed))
+        if not self.config.init_from:
+            return variables
+        folder = Path(self.config.init_from)
+        return checkpoint.fill(
+            variables,
+            checkpoint.load_variables(folder),
+            self.config.init_pattern,
+            str(folder),
+        )
+
+    def evaluate(self, variables: Any, names: list[str]) -> dict[str, Result]:
+        """Run the named evaluations."""
+        results = {}
+        for name in names:
+            evaluation = self.evaluations[name]
+            encoder = ModelEncoder(
+                self.spec,
+                self.dual,
+                variables,
+                self.tokenizer,
+                mesh=self.mesh,
+                batch_size=evaluation.batch_size,
+                threads=self.config.data.threads,
+            )
+            results[name] = evaluation.evaluator.run(encoder)
+        return results
+
+
+def build(config: ConfigDict, workdir: Path) -> Experiment:
+    """Check the whole config and make every part; nothing heavy runs on a device yet."""
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.check_batch(config.train.batch_size, mesh)
+    if config.loss.name != "softmax":
+        raise config_lib.ConfigError(f"loss.name is softmax, not {config.loss.name!r}")
+    if config.data.mel not in ("auto", "host", "device"):
+        raise config_lib.ConfigError(
+            f"data.mel is auto, host or device, not {config.data.mel!r}"
+        )
+    sources = [
+        _source(section, f"data.sources[{number}]", weighted=True)
+        for number, section in enumerate(config.data.sources)
+    ]
+    if not sources:
+        raise config_lib.ConfigError("data.sources is empty: name at least one source")
+    spec = zoo.get_spec(config.model, config_lib.plain(config.model_overrides))
+    tokenizer = _tokenizer(config, spec, workdir, [source for source, _ in sources])
+    spec = spec._replace(vocab_size=tokenizer.vocab_size)
+    _keep_spec(spec, workdir)
+    return Experiment(
+        config=config,
+        workdir=workdir,
+        mesh=mesh,
+        spec=spec,
+        dual=zoo.build(spec, dtype=config.precision, remat=config.remat),
+        tokenizer=tokenizer,
+        sources=sources,
+        evaluations={
+            name: _evaluation(name, section) for name, section in config.evals.items()
+        },
+        augment=config_lib.build(Augment, config.augment, "augment"),
+    )
+
+
+def _source(section: Any, where: str, weighted: bool) -> tuple[Source, float]:
+    """A source and its weight from a config section."""
+    options = dict(config_lib.plain(section))
+    if "kind" not in options:
+        raise config_lib.ConfigError(f"{where}.kind is missing")
+    kind = options.pop("kind")
+    name = options.pop("name", kind)
+    weight = options.pop("weight", 0.0) if weighted else 0.0
+    source = build_source(kind, name, options)
+    logging.info("%s: %s", where, source.description())
+    return source, weight
+
+
+def _evaluation(name: str, section: Any) -> Evaluation:
+    where = f"evals.{name}"
+    options = dict(config_lib.plain(section))
+    missing = [key for key in ("kind", "source") if key not in options]
+    if missing:
+        raise config_lib.ConfigError(f"{where}.{missing[0]} is missing")
+    source, _ = _source(options.pop("source"), f"{where}.source", weighted=False)
+    every_steps = options.pop("every_steps", 0)
+    batch_size = options.pop("batch_size", 64)
+    evaluator = build_evaluator(options.pop("kind"), source, options)
+    return Evaluation(evaluator, every_steps, batch_size)
+
+
+def _tokenizer(
+    config: ConfigDict, spec: zoo.Spec, workdir: Path, sources: list[Source]
+) -> tokenize.Tokenizer:
+    """The workdir's tokenizer; else that of `init_from`, of the spec, or a new one."""
+    kept = workdir / "tokenizer"
+    start = Path(config.init_from) / "tokenizer"
+    if kept.is_dir():
+        return tokenize.load(str(kept), spec.text_length)
+    if config.init_from and start.is_dir():
+        tokenizer = tokenize.load(str(start), spec.text_length)
+    elif spec.tokenizer:
+        tokenizer = tokenize.load(spec.tokenizer, spec.text_length)
+    else:
+        captions = itertools.chain.from_iterable(
+            source.captions(index) for source in sources for index in range(len(source))
+        )
+        tokenizer = tokenize.train(
+            list(itertools.islice(captions, TOKENIZER_CAPTIONS)),
+            config.data.vocab_size,
+            spec.text_length,
+        )
+        logging.info("tokenizer: %d entries learnt", tokenizer.vocab_size)
+    if jax.process_index() == 0:
+        tokenizer.save(kept)
+    return tokenizer
+
+
+def _keep_spec(spec: zoo.Spec, workdir: Path) -> None:
+    """Write `spec.json`, or check that the workdir holds the same model."""
+    path = workdir / "spec.json"
+    if path.exists():
+        found = zoo.Spec.from_json(path.read_text())
+        if found != spec:
+            raise config_lib.ConfigError(
+                f"{path} describes another model ({_difference(found, spec)}): use "
+                "another --workdir, or the config that began this one"
+            )
+    elif jax.process_index() == 0:
+        config_lib.write_text(path, spec.to_json())
+
+
+def _difference(found: zoo.Spec, wanted: zoo.Spec) -> str:
+    """The first few keys in which two specs differ."""
+    import json
+
+    pairs = zip(
+        _flatten(json.loads(found.to_json())), _flatten(json.loads(wanted.to_json()))
+    )
+    differing = [
+        f"{key}: {value!r} there, {new!r} in the config"
+        for (key, value), (_, new) in pairs
+        if value != new
+    ]
+    return "; ".join(differing[:3]) or "other keys"
+
+
+def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(tree, dict):
+        return [(prefix, tree)]
+    return [
+        leaf
+        for key in sorted(tree)
+        for leaf in _flatten(tree[key], f"{prefix}.{key}".lstrip("."))
+    ]

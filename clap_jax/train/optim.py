@@ -1,0 +1,106 @@
+"""The optimizer from its config section: optax pieces under one regex mechanism."""
+
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from clap_jax import config as config_lib
+from clap_jax import sharding
+
+
+def make_schedule(optim: ConfigDict, warmup: int, total: int) -> optax.Schedule:
+    """Linear warm-up, then cosine to zero or constant, per step.
+
+    LAION-CLAP starts its warm-up at rate/warmup, not at zero (`(step + 1) / warmup`).
+    """
+    peak = optim.learning_rate
+    if optim.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(total - warmup, 1))
+    elif optim.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    else:
+        raise config_lib.ConfigError(
+            f"optim.schedule is cosine or constant, not {optim.schedule!r}"
+        )
+    if warmup == 0:
+        return after
+    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def make_optimizer(
+    optim: ConfigDict, params: Any, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """Clip, precondition, decay (decoupled), scale by rate and multiplier.
+
+    Parameters with multiplier 0 get no update, no optimizer state, and no share in
+    the gradient norm.
+    """
+    multipliers = sharding.match(
+        list(optim.lr_multipliers), params, "optim.lr_multipliers"
+    )
+    decays = sharding.match(
+        list(optim.decay_multipliers), params, "optim.decay_multipliers"
+    )
+    clip = optim.clip_norm
+    labels = jax.tree.map(lambda factor: "trained" if factor else "frozen", multipliers)
+    direction = optax.chain(
+        optax.clip_by_global_norm(clip) if clip > 0 else optax.identity(),
+        _precondition(optim),
+    )
+    return optax.chain(
+        optax.partition({"trained": direction, "frozen": optax.set_to_zero()}, labels),
+        # Plain adam decays nothing, whatever the config says.
+        _decay(0.0 if optim.name == "adam" else optim.weight_decay, decays),
+        _scale_by_tree(multipliers),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _precondition(optim: ConfigDict) -> optax.GradientTransformation:
+    beta1, beta2, epsilon = optim.beta1, optim.beta2, optim.epsilon
+    match optim.name:
+        case "adamw" | "adam":
+            return optax.scale_by_adam(beta1, beta2, epsilon)
+        case "lion":
+            return optax.scale_by_lion(beta1, beta2)
+        case "adafactor":
+            return optax.chain(
+                optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)
+            )
+        case "muon":
+            # Matrices by orthogonalised momentum, the rest by Adam. The rate is
+            # applied by the chain, so here it is -1 against muon's own minus.
+            return optax.contrib.muon(
+                learning_rate=-1.0, adam_b1=beta1, adam_b2=beta2, eps=epsilon
+            )
+    raise config_lib.ConfigError(
+        f"optim.name is adamw, adam, lion, adafactor or muon, not {optim.name!r}"
+    )
+
+
+def _decay(strength: float, factors: Any) -> optax.GradientTransformation:
+    """Decoupled weight decay with a factor for each parameter."""
+
+    def update(updates, state, params=None):
+        decayed = jax.tree.map(
+            lambda update, param, factor: update + strength * factor * param,
+            updates,
+            params,
+            factors,
+        )
+        return decayed, state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def _scale_by_tree(factors: Any) -> optax.GradientTransformation:
+    """Multiply every update by its own constant."""
+
+    def update(updates, state, params=None):
+        del params
+        return jax.tree.map(lambda value, by: value * by, updates, factors), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)

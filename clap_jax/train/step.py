@@ -1,0 +1,129 @@
+"""The training step: one pure jitted function from (state, batch) to state."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from clap_jax import sharding
+from clap_jax.audio import augment as augment_lib
+from clap_jax.audio import frontend as frontend_lib
+from clap_jax.audio.mel import Frontend
+from clap_jax.losses import contrastive
+from clap_jax.metrics import Mean
+from clap_jax.models.dual import Dual
+from clap_jax.train.state import TrainState
+
+Batch = dict[str, jax.Array]
+
+
+def log_mel(batch: Batch, frontend: Frontend) -> jax.Array:
+    """The batch's log-mel, float32 `[B, N, F]`: as it came, or from int16 waves."""
+    if "mel" in batch:
+        return batch["mel"].astype(jnp.float32)
+    wave = frontend_lib.from_int16(batch["wave"], xp=jnp)
+    return frontend_lib.log_mel(wave, frontend, xp=jnp)
+
+
+def make_loss(
+    dual: Dual,
+    frontend: Frontend,
+    augment: augment_lib.Augment,
+    multi_positive: bool,
+) -> Callable:
+    """The contrastive loss as a function of `(params, model_state, batch, key)`.
+
+    Returns `(mean loss, (sum and count, new model_state))`.
+    """
+
+    def loss(params: Any, model_state: Any, batch: Batch, key: jax.Array):
+        augment_key, audio_key, text_key = jax.random.split(key, 3)
+        mel = log_mel(batch, frontend)
+        mel, mix = augment_lib.augment(augment_key, mel, augment)
+        variables = {"params": params, "state": model_state}
+        (za, _), audio_state = dual.encode_audio(
+            variables, mel, train=True, key=audio_key
+        )
+        (zt, _), text_state = dual.encode_text(
+            variables, batch["ids"], batch["mask"], train=True, key=text_key
+        )
+        targets = contrastive.positives(batch["group"]) if multi_positive else None
+        if mix is not None:
+            if targets is None:
+                targets = jnp.eye(mel.shape[0])
+            targets = contrastive.mix_targets(targets, mix.lam, mix.partner)
+        total, count = contrastive.softmax_pair_loss(
+            dual.score(params, za, zt), targets
+        )
+        return total / count, (Mean(total, count), {**audio_state, **text_state})
+
+    return loss
+
+
+def make_step(
+    loss: Callable,
+    dual: Dual,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    ema_decay: float,
+) -> Callable[[TrainState, Batch], TrainState]:
+    """One update. Keys are folded from the seed and the step, so a resumed run draws
+    what the first one would have drawn."""
+
+    def step(state: TrainState, batch: Batch) -> TrainState:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        (_, (mean, model_state)), gradients = gradient(
+            state.params, state.model_state, batch, key
+        )
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = dual.constrain(optax.apply_updates(state.params, updates))
+        one = jnp.float32(1)
+        measured = {
+            "loss": mean,
+            "grad_norm": Mean(optax.global_norm(gradients), one),
+            "logit_scale": Mean(jnp.exp(params["logit_scale_a"]), one),
+        }
+        return TrainState(
+            step=state.step + 1,
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            average=moving_average(state.average, params, ema_decay, state.step),
+            totals=jax.tree.map(jnp.add, state.totals, measured),
+            clips=Mean(
+                state.clips.sum + batch["bad"].sum(dtype=jnp.uint32),
+                state.clips.count + jnp.uint32(batch["bad"].shape[0]),
+            ),
+        )
+
+    return step
+
+
+def moving_average(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
+    """Exponential moving average; a young run averages over fewer steps.
+
+    The decay rises as (1 + n) / (10 + n), so that the random start is soon forgotten.
+    """
+    if not average:
+        return average
+    rate = 1 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, p: a + rate * (p - a), average, params)
+
+
+def compile_step(
+    step: Callable, state: TrainState, batch: Batch, mesh: Mesh
+) -> jax.stages.Compiled:
+    """Compile ahead of time, with explicit shardings and the state donated."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    batch_shardings = {key: sharding.batch_sharding(mesh) for key in batch}
+    jitted = jax.jit(
+        step,
+        in_shardings=(shardings, batch_shardings),
+        out_shardings=shardings,
+        donate_argnums=0,
+    )
+    return jitted.lower(state, batch).compile()

@@ -1,0 +1,72 @@
+"""Shared fixtures: virtual devices, shape checks, the parity oracles and real audio."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import jax
+
+# Eight virtual CPU devices, set before the first use of a backend, so that every
+# multi-device number is checked in the ordinary test run.
+jax.config.update("jax_num_cpu_devices", 8)
+
+from jaxtyping import install_import_hook
+
+# Shapes and dtypes in signatures are checked here and nowhere else (no run-time cost
+# for users).
+install_import_hook(
+    ["clap_jax.audio", "clap_jax.models", "clap_jax.losses"], "beartype.beartype"
+)
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def shared_folder(variable: str, name: str) -> Path:
+    folder = Path(os.environ.get(variable, REPOSITORY.parent / "shared" / name))
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} does not exist: set {variable} to the folder of {name}"
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real audio with labels (CLAP_JAX_TEST_DATA)."""
+    return shared_folder("CLAP_JAX_TEST_DATA", "data")
+
+
+class Oracle:
+    """Inputs and outputs of a reference system on rule-made random weights."""
+
+    def __init__(self, folder: Path, rules):
+        self._path, self._rules = folder / "spec.json", rules
+        self.spec = json.loads(self._path.read_text())
+        self.io = np.load(folder / "io.npz")
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The reference's state dict, key -> float32 array."""
+        return self._rules.state_dict(str(self._path))
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Rule-made waveforms and mels by id."""
+        return self._rules.inputs(str(self._path))
+
+    def take(self, x, key: str) -> np.ndarray:
+        """The strided part of `x` that the oracle stored under `key`."""
+        tap = self.spec["taps"].get(key)
+        return np.asarray(x) if tap is None else self._rules.take(x, tap)
+
+
+@pytest.fixture(scope="session")
+def oracle():
+    """Open a parity oracle by name (CLAP_JAX_TEST_ORACLES)."""
+    root = shared_folder("CLAP_JAX_TEST_ORACLES", "oracles")
+    spec = importlib.util.spec_from_file_location("oracle_rules", root / "weights.py")
+    rules = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rules)
+    return lambda name: Oracle(root / name, rules)
