@@ -40,8 +40,8 @@ def get_config(argument=None):
 
     if options.smoke:
         config.model_overrides = {
-            "audio.options.layers": 1,
-            "text.options.layers": 1,
+            "audio.options.depth": 1,
+            "text.options.depth": 1,
         }
         config.train.batch_size = 8
         config.train.total_steps = 2

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from clap_jax.audio import frontend
+
 Key = PRNGKeyArray
 Mel = Float[Array, "B N F"]
 
 MAX_MIXUP_GAIN = 1e4
-"""Power gain (40 dB) that mixup gives a quiet partner at most: noise is not a sound."""
+"""Power gain or loss (40 dB) of a partner in mixup at most: silence is not a sound."""
 
 
 class Mix(NamedTuple):
@@ -39,11 +41,11 @@ class Augment:
     mel_stripes, mel_stripe_bins: the same over mel bands.
     """
 
-    gain_db: float = 0.0
-    time_shift: float = 0.0
-    time_stretch: float = 0.0
+    gain_db: float | int = 0.0
+    time_shift: float | int = 0.0
+    time_stretch: float | int = 0.0
     mel_shift_bins: int = 0
-    mixup_alpha: float = 0.0
+    mixup_alpha: float | int = 0.0
     time_stripes: int = 0
     time_stripe_frames: int = 64
     mel_stripes: int = 0
@@ -59,7 +61,7 @@ class Augment:
 
 
 def augment(
-    key: Key, mel: Mel, config: Augment, fill_db: float = -100.0
+    key: Key, mel: Mel, config: Augment, fill_db: float = frontend.FLOOR_DB
 ) -> tuple[Mel, Mix | None]:
     """All augmentations that `config` turns on, in a fixed order.
 
@@ -117,7 +119,7 @@ def spec_augment(
     return jnp.where(drop, jnp.asarray(value, mel.dtype), mel)
 
 
-def gain(key: Key, mel: Mel, gain_db: float, fill_db: float = -100.0) -> Mel:
+def gain(key: Key, mel: Mel, gain_db: float, fill_db: float = frontend.FLOOR_DB) -> Mel:
     """Change loudness by U(-gain_db, gain_db); silence stays silence."""
     change = _uniform(key, mel, gain_db)[:, None, None]
     return jnp.where(mel <= fill_db, mel, jnp.maximum(mel + change, fill_db))
@@ -131,7 +133,9 @@ def time_shift(key: Key, mel: Mel, fraction: float) -> Mel:
     return jnp.take_along_axis(mel, index[:, :, None], axis=1)
 
 
-def time_stretch(key: Key, mel: Mel, fraction: float, fill_db: float = -100.0) -> Mel:
+def time_stretch(
+    key: Key, mel: Mel, fraction: float, fill_db: float = frontend.FLOOR_DB
+) -> Mel:
     """Play faster or slower by up to `fraction` around the middle of the clip.
 
     Frames are linearly interpolated; those from outside the clip are `fill_db`.
@@ -151,7 +155,7 @@ def time_stretch(key: Key, mel: Mel, fraction: float, fill_db: float = -100.0) -
     return jnp.where(inside[:, :, None], stretched, jnp.asarray(fill_db, mel.dtype))
 
 
-def mel_shift(key: Key, mel: Mel, bins: int, fill_db: float = -100.0) -> Mel:
+def mel_shift(key: Key, mel: Mel, bins: int, fill_db: float = frontend.FLOOR_DB) -> Mel:
     """Move the spectrum by -bins .. bins mel bands; uncovered bands are `fill_db`."""
     batch, _, mels = mel.shape
     shift = jax.random.randint(key, (batch,), -bins, bins + 1)
@@ -178,11 +182,12 @@ def mixup(
     partner = jax.random.permutation(partner_key, batch)
     power = 10 ** (mel.astype(jnp.float32) / 10)
     level = power.mean(axis=(1, 2))
-    match = jnp.minimum(level / level[partner], MAX_MIXUP_GAIN)
+    match = jnp.clip(level / level[partner], 1 / MAX_MIXUP_GAIN, MAX_MIXUP_GAIN)
     mixed = (
         lam[:, None, None] * power + ((1 - lam) * match)[:, None, None] * power[partner]
     )
-    return (10 * jnp.log10(mixed)).astype(mel.dtype), lam, partner
+    mixed = 10 * jnp.log10(jnp.maximum(mixed, frontend.FLOOR_POWER))
+    return mixed.astype(mel.dtype), lam, partner
 
 
 def _uniform(key: Key, mel: Mel, limit: float) -> Float[Array, " B"]:

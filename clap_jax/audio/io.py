@@ -5,8 +5,8 @@ a data pipeline can count bad clips and a person can find them.
 """
 
 import io
-import numbers
 import os
+from numbers import Real
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,7 +21,6 @@ MIN_SECONDS = 0.001
 
 Source = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
 
-_BLOCK_FRAMES = 1 << 20
 _UNKNOWN_FRAMES = 1 << 40
 
 
@@ -39,16 +38,20 @@ def read(source: Any, name: str = "") -> tuple[Float32[np.ndarray, " t"], int]:
     opened = _open(source, name)
     try:
         with soundfile.SoundFile(opened) as file:
-            samples, header_frames = _decode(file), file.frames
-            rate_hz, kind = file.samplerate, file.format
+            header_frames, rate_hz, kind = file.frames, file.samplerate, file.format
+            if header_frames >= _UNKNOWN_FRAMES:
+                raise AudioError(
+                    f"{name}: a {kind} stream whose header does not give its length, "
+                    "expected a file: encode it again"
+                )
+            samples = file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{name}: {_why(error, opened)}") from None
     # soundfile asks for a sample rate when a name ends in .raw.
     except (soundfile.SoundFileError, TypeError) as error:
         raise AudioError(f"{name}: cannot be decoded: {error}") from None
-    # The length in an MP3 is an estimate, and without any in a stream it is unknown.
-    exact = kind != "MP3" and header_frames < _UNKNOWN_FRAMES
-    if exact and len(samples) < header_frames:
+    # The length in an MP3 is an estimate.
+    if len(samples) < header_frames and kind != "MP3":
         raise AudioError(
             f"{name}: truncated: {len(samples)} frames found, its header promises "
             f"{header_frames}"
@@ -57,7 +60,7 @@ def read(source: Any, name: str = "") -> tuple[Float32[np.ndarray, " t"], int]:
 
 
 def resample(
-    wave: Float32[np.ndarray, " t"], rate_hz: float, target_hz: float
+    wave: Float32[np.ndarray, " t"], rate_hz: Real, target_hz: Real
 ) -> Float32[np.ndarray, " s"]:
     """Resample float32 [t] with soxr at high quality (deterministic)."""
     if rate_hz == target_hz:
@@ -65,7 +68,7 @@ def resample(
     return soxr.resample(wave, rate_hz, target_hz, quality="HQ")
 
 
-def load(source: Any, rate_hz: int, name: str = "") -> Float32[np.ndarray, " t"]:
+def load(source: Any, rate_hz: Real, name: str = "") -> Float32[np.ndarray, " t"]:
     """A mono clip, float32 [t] at `rate_hz`, from any kind of source.
 
     source: path, bytes, binary file object, or (array, its rate in Hz). An array is [t],
@@ -126,17 +129,6 @@ def _open(source: Any, name: str) -> str | io.BytesIO:
     return io.BytesIO(data)
 
 
-def _decode(file: soundfile.SoundFile) -> np.ndarray:
-    """All samples, float32 [t, channels]."""
-    if file.frames < _UNKNOWN_FRAMES:
-        return file.read(dtype="float32", always_2d=True)
-    # A FLAC stream written to a pipe does not know its length.
-    blocks = []
-    while len(block := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
-        blocks.append(block)
-    return np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
-
-
 def _why(error: soundfile.LibsndfileError, opened: str | io.BytesIO) -> str:
     """What libsndfile said, and how the bytes begin."""
     try:
@@ -153,10 +145,12 @@ def _why(error: soundfile.LibsndfileError, opened: str | io.BytesIO) -> str:
 
 def _mono(samples: np.ndarray) -> np.ndarray:
     """Mean over channels of [t, channels]."""
-    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    if samples.size == 0 or samples.shape[1] == 1:
+        return samples.reshape(-1)
+    return samples.mean(axis=1)
 
 
-def _checked(wave: np.ndarray, rate_hz: float, name: str) -> np.ndarray:
+def _checked(wave: np.ndarray, rate_hz: Real, name: str) -> np.ndarray:
     """`wave` as contiguous float32, or an AudioError."""
     wave = np.ascontiguousarray(wave, np.float32)
     if not len(wave):
@@ -174,12 +168,12 @@ def _checked(wave: np.ndarray, rate_hz: float, name: str) -> np.ndarray:
     return wave
 
 
-def _from_array(source: tuple, name: str) -> tuple[np.ndarray, float]:
+def _from_array(source: tuple, name: str) -> tuple[np.ndarray, Real]:
     """(array, rate_hz) as checked float32 [t] and its rate."""
     if len(source) != 2:
         raise AudioError(f"{name}: a tuple of {len(source)}, expected (array, rate_hz)")
     array, rate_hz = np.asarray(source[0]), source[1]
-    is_number = isinstance(rate_hz, numbers.Real) and not isinstance(rate_hz, bool)
+    is_number = isinstance(rate_hz, Real) and not isinstance(rate_hz, bool)
     if not is_number or not 0 < rate_hz < float("inf"):
         raise AudioError(f"{name}: rate is {rate_hz!r}, expected a positive number, Hz")
     array = _scaled(array, name)

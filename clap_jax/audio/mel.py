@@ -28,13 +28,13 @@ class Frontend:
     """
 
     rate_hz: int
-    clip_seconds: float
+    clip_seconds: float | int
     n_fft: int
     window_samples: int
     hop_samples: int
     mels: int
-    fmin_hz: float
-    fmax_hz: float
+    fmin_hz: float | int
+    fmax_hz: float | int
     bank: str
     fill: str
     int16_trip: bool = False

@@ -20,6 +20,7 @@ INK, MUTED, GRID = "#1f2733", "#66707f", "#e6e9ee"
 TEXT_TO_AUDIO, AUDIO_TO_TEXT = "#2463c9", "#e0782f"
 SERIES = (TEXT_TO_AUDIO, AUDIO_TO_TEXT, "#2a9d78", "#8e5bc0", "#c9405b", "#8a7a3a")
 SHADES = ("#ffffff", "#d5e3f7", "#8fb6ea", "#3f7dd6", "#173f87", "#0b1f47")
+DIVERGING = ("#4a2006", "#8f4312", "#d9752e", "#f0b48b", "#fae2d2", *SHADES)
 
 DOTS_PER_INCH = 150
 LABELLED_CLASSES = 50
@@ -76,7 +77,7 @@ def plot_all(
                 figures.append((name, kind, title, draw(name, result)))
     plots = []
     for group, kind, title, figure in figures:
-        path = folder / f"{_file_name(group or 'train')}_{kind}.png"
+        path = folder / f"{_file_name(group or 'train')}_{kind.split('_')[0]}.png"
         _save(figure, path)
         plots.append(Plot(path, group, title))
     return plots
@@ -135,6 +136,8 @@ def loss_figure(losses):
         axes.plot(steps, values, color=colour, lw=0.9, alpha=0.35)
         smooth = running_mean(values, max(3, len(values) // 40))
         axes.plot(steps, smooth, color=colour, lw=2.0, label=f"{name} (running mean)")
+    if not any((values < 0).any() for _, values in losses.values()):
+        axes.set_ylim(bottom=0)
     _title(axes, "Training loss")
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats a pair)")
@@ -163,8 +166,11 @@ def progress_figure(curves):
         curves: `eval/<name>/<metric>` -> (steps [k], shares [k]).
     """
     figure, axes = _figure(7.2, 4.0)
-    for colour, (key, (steps, values)) in zip(_colours(), sorted(curves.items())):
-        name, metric = key.removeprefix("eval/").rsplit("/", 1)
+    # Sorted by name, then as in HEADLINES: text to audio gets its blue.
+    parts = [key.removeprefix("eval/").rsplit("/", 1) for key in curves]
+    parts.sort(key=lambda part: (part[0], list(HEADLINES).index(part[1])))
+    for colour, (name, metric) in zip(_colours(), parts):
+        steps, values = curves[f"eval/{name}/{metric}"]
         label = f"{name}: {HEADLINES[metric]}"
         axes.plot(
             steps, 100 * values, color=colour, lw=1.8, marker="o", ms=3.5, label=label
@@ -185,7 +191,12 @@ def similarity_figure(name: str, result: Result):
     size = len(matrix)
     named = size <= LABELLED_CAPTIONS and len(captions) == size
     figure, axes = _figure(9.4 if named else 6.6, 5.6, grid=False)
-    image = axes.imshow(matrix, cmap=_shades(), interpolation="nearest")
+    low, high = float(matrix.min()), float(matrix.max())
+    if low < 0 < high:  # white is zero: pairs that are alike are blue
+        high = max(-low, high)
+        low = -high
+    shades = _shades(DIVERGING if low < 0 else SHADES)
+    image = axes.imshow(matrix, cmap=shades, vmin=low, vmax=high)
     _title(axes, f"{name}: similarity of captions and clips")
     axes.set_xlabel("clip (number in this figure)")
     axes.set_ylabel("" if named else "caption (number in this figure)")
@@ -193,6 +204,7 @@ def similarity_figure(name: str, result: Result):
     axes.set_xticks(ticks)
     axes.set_yticks(ticks)
     if named:
+        axes.tick_params(axis="y", length=0)
         _tick_labels(axes.yaxis, [_shorten(text, 44) for text in captions], 8)
     _colour_bar(figure, axes, image, "cosine similarity")
     return figure
@@ -224,7 +236,7 @@ def recall_figure(name: str, result: Result):
     axes.set_ylabel("recall@k (%)")
     axes.set_ylim(0, 100)
     axes.set_xlim(min(1, len(depth) - 1), max(len(depth), 2))
-    _integer_ticks(axes.xaxis)
+    axes.set_xticks([k for k in (1, 5, 10, 20, 30, 40, 50) if k <= len(depth)])
     _legend(axes, "best")
     return figure
 
@@ -247,7 +259,7 @@ def confusion_figure(name: str, result: Result):
     size = len(classes)
     side = 3.2 + (0.42 if size <= COUNTED_CLASSES else 0.19) * size
     figure, axes = _figure(max(side + 1.4, 5.4), max(side, 4.2), grid=False)
-    image = axes.imshow(shares, cmap=_shades(), vmin=0, vmax=100)
+    image = axes.imshow(shares, cmap=_shades(SHADES), vmin=0, vmax=100)
     _title(axes, title)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
@@ -284,9 +296,8 @@ def average_precision_figure(name: str, result: Result):
     places = np.arange(len(order))
     axes.barh(places, percent, color=TEXT_TO_AUDIO, height=0.68)
     for place, value in zip(places, percent):
-        axes.text(
-            value + 1, place, f"{value:.0f}", va="center", color=MUTED, fontsize=8
-        )
+        text = axes.text(value + 1, place, f"{value:.0f}", va="center", fontsize=8)
+        text.set(color=MUTED, bbox={"fc": "white", "ec": "none", "pad": 1}, zorder=3)
     mean = 100 * np.nanmean(values)
     axes.axvline(mean, color=AUDIO_TO_TEXT, lw=1.4, label=f"mAP {mean:.1f} %")
     axes.set_yticks(places)
@@ -332,10 +343,10 @@ def _colours():
         yield from SERIES
 
 
-def _shades():
+def _shades(colours):
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("shades", SHADES)
+    return LinearSegmentedColormap.from_list("shades", colours)
 
 
 def _figure(width: float, height: float, grid: bool = True):
@@ -377,7 +388,7 @@ def _tick_labels(axis, labels: list[str], size: float) -> None:
 def _integer_ticks(axis) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
 
 
 def _colour_bar(figure, axes, image, label: str) -> None:
@@ -395,7 +406,8 @@ def _save(figure, path: Path) -> None:
     import warnings
 
     partial = path.with_name(path.name + ".partial")
+    frame = {"bbox_inches": "tight", "pad_inches": 0.15}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(partial, format="png", metadata={"Software": None})
+        figure.savefig(partial, format="png", metadata={"Software": None}, **frame)
     partial.replace(path)

@@ -73,10 +73,11 @@ def print_table(results: Mapping[str, Result], console=None) -> None:
     for kind, members in _by_kind(results).items():
         columns, rows = table_rows(members)
         directed = any(direction for _, direction, _ in rows)
-        table = Table(title=kind, box=box.SIMPLE_HEAD, title_justify="left")
-        table.add_column("evaluation")
+        look = {"box": box.SIMPLE_HEAD, "title_justify": "left", "padding": 0}
+        table = Table(title=kind, **look)
+        table.add_column("evaluation", overflow="fold")
         if directed:
-            table.add_column("direction")
+            table.add_column("direction", no_wrap=True)
         for column in columns:
             table.add_column(column, justify="right")
         last = None

@@ -9,8 +9,6 @@ from clap_jax.evals import scores
 from clap_jax.evals.base import Encoder, Result, Source, encode_audio, encode_text
 from clap_jax.text import prompts
 
-# LAION-CLAP's prompt, full stop included.
-TEMPLATES = ("This is a sound of {}.",)
 TOP_DEPTH = 5
 
 
@@ -25,22 +23,25 @@ class ZeroShot:
     def __init__(
         self,
         source: Source,
-        templates: Sequence[str] = TEMPLATES,
+        templates: str | Sequence[str] = "laion",
         labels: Sequence[str] | None = None,
     ):
         """Reads all tags, so that a bad source fails before any training.
 
         Args:
             source: clips with tags.
-            templates: sentences with one `{}` for the label; the embeddings of all of
-                them are averaged and normalised again.
+            templates: sentences with one `{}` for the label, or the name of a set in
+                `clap_jax.text.prompts.TEMPLATES`. The embeddings of all of them are
+                averaged and normalised again.
             labels: the classes in order; by default the sorted set of the tags.
 
         Raises:
             ValueError: empty source, a clip with no tag or with a tag outside the
-                labels, no or repeated labels, no templates or one without `{}`.
+                labels, repeated labels, no templates or one without `{}`.
         """
-        templates = (templates,) if isinstance(templates, str) else tuple(templates)
+        if isinstance(templates, str):
+            templates = prompts.TEMPLATES.get(templates, (templates,))
+        templates = tuple(templates)
         if not templates:
             raise ValueError("zeroshot: templates is empty, it needs at least one")
         if not len(source):
@@ -52,10 +53,8 @@ class ZeroShot:
         self.labels = list(labels)
         self.targets = _targets(source.name, tags, self.labels)
         self.multi_label = bool((self.targets.sum(axis=1) > 1).any())
-        self.texts = [
-            [prompts.render(template, label) for template in templates]
-            for label in map(prompts.class_name, self.labels)
-        ]
+        names = map(prompts.class_name, self.labels)
+        self.texts = prompts.expand(templates, names)
 
     def class_embeddings(self, encoder: Encoder) -> np.ndarray:
         """Mean over templates, normalised again: float32 [C, E].

@@ -65,7 +65,9 @@ class _Bert(nn.Module):
             position = jnp.arange(length)[None]
             longest = self.position_table
         else:
-            raise ValueError(f"positions must be roberta or bert, not {self.positions!r}")
+            raise ValueError(
+                f"positions must be roberta or bert, not {self.positions!r}"
+            )
         if length > longest:
             raise ValueError(f"texts of {length} tokens; this tower takes {longest}")
 
@@ -116,6 +118,4 @@ def tower(
     the attention weights and both residual branches.
     Errors: ValueError on texts longer than the position table.
     """
-    return from_linen(
-        _Bert(vocab_size, **options, dtype=jnp.dtype(dtype), remat=remat)
-    )
+    return from_linen(_Bert(vocab_size, **options, dtype=jnp.dtype(dtype), remat=remat))

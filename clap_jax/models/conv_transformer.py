@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from clap_jax.audio.frontend import FLOOR_DB
 from clap_jax.models import layers
 from clap_jax.models.tower import Tower, defaults, from_linen
 
@@ -35,11 +36,11 @@ class _ConvTransformer(nn.Module):
     def __call__(
         self, x: Float[Array, "B N F"], train: bool
     ) -> tuple[Float[Array, "B D"], dict[str, Any]]:
+        x = layers.fit(x, 2 * self.patch[0], 2 * self.patch[1], FLOOR_DB)
         x = (x - self.mean_db) / self.std_db
-        x = layers.fit(x, 2 * self.patch[0], 2 * self.patch[1])
         x = layers.patches(x[..., None], self.patch)
         x = nn.gelu(nn.Dense(self.stem, dtype=self.dtype, name="stem")(x))
-        x = layers.Conv3x3(self.width, 2, self.dtype, name="conv")(x)
+        x = layers.conv3x3(self.width, 2, self.dtype, name="conv")(x)
         grid = x.shape[1:3]
         x = x.reshape(x.shape[0], -1, self.width)
         positions = self.param(
@@ -75,6 +76,4 @@ def tower(
     aux: "tokens" [B, L, D], "fine_grained" [B, time, D]. The position table has the
     size of the example given to `init`: other clip lengths are an error.
     """
-    return from_linen(
-        _ConvTransformer(**options, dtype=jnp.dtype(dtype), remat=remat)
-    )
+    return from_linen(_ConvTransformer(**options, dtype=jnp.dtype(dtype), remat=remat))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from clap_jax.audio.frontend import FLOOR_DB
 from clap_jax.models import layers
 from clap_jax.models.tower import Tower, defaults, from_linen
 
@@ -23,9 +24,9 @@ class _ResidualBlock(nn.Module):
         def norm(name: str) -> nn.GroupNorm:
             return nn.GroupNorm(self.groups, dtype=self.dtype, name=name)
 
-        y = layers.Conv3x3(self.width, 1, self.dtype, name="conv1")(x)
+        y = layers.conv3x3(self.width, 1, self.dtype, name="conv1")(x)
         y = nn.relu(norm("norm1")(y))
-        y = norm("norm2")(layers.Conv3x3(self.width, 1, self.dtype, name="conv2")(y))
+        y = norm("norm2")(layers.conv3x3(self.width, 1, self.dtype, name="conv2")(y))
         if x.shape[-1] != self.width:
             x = nn.Dense(self.width, dtype=self.dtype, name="skip")(x)
         return nn.relu(x + y)
@@ -47,14 +48,15 @@ class _ConvNet(nn.Module):
     def __call__(
         self, x: Float[Array, "B N F"], train: bool
     ) -> tuple[Float[Array, "B D"], dict[str, Any]]:
-        x = (x - self.mean_db) / self.std_db
         cell = 2 ** (len(self.widths) - 1)
-        x = layers.fit(x, cell * self.patch[0], cell * self.patch[1])
+        x = layers.fit(x, cell * self.patch[0], cell * self.patch[1], FLOOR_DB)
+        x = (x - self.mean_db) / self.std_db
         x = layers.patches(x[..., None], self.patch)
         x = nn.Dense(self.widths[0], dtype=self.dtype, name="stem")(x)
+        block = layers.rematerialised(_ResidualBlock, self.remat, ())
         for i, width in enumerate(self.widths):
             x = nn.avg_pool(x, (2, 2), (2, 2)) if i else x
-            x = _ResidualBlock(width, self.groups, self.dtype, name=f"block{i}")(x)
+            x = block(width, self.groups, self.dtype, name=f"block{i}")(x)
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
         embedding = tokens.mean(1)
         embedding = nn.Dropout(self.dropout, deterministic=not train)(embedding)
@@ -62,3 +64,17 @@ class _ConvNet(nn.Module):
 
 
 DEFAULTS = defaults(_ConvNet)
+
+
+def tower(
+    options: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none"
+) -> Tower:
+    """Patches, then one residual block per width with 2x2 average pooling between.
+
+    Input log-mel in dB [B, N, F], normalised by the fixed `mean_db` and `std_db`.
+    Any clip length will do; frames and mels are cropped or padded to whole cells
+    (`layers.fit`). Embedding [B, D] is the mean over time and frequency, with
+    `dropout` in training; aux: "tokens" [B, L, D], "fine_grained" [B, time, D].
+    `remat="blocks"` recomputes each residual block in the backward pass.
+    """
+    return from_linen(_ConvNet(**options, dtype=jnp.dtype(dtype), remat=remat))

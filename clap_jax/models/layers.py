@@ -50,7 +50,9 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, (channels,))
         x = x.astype(jnp.float32)
         if not train:
-            return (x - mean.value) * (scale * jax.lax.rsqrt(var.value + self.epsilon)) + bias
+            return (x - mean.value) * (
+                scale * jax.lax.rsqrt(var.value + self.epsilon)
+            ) + bias
         axes = tuple(range(x.ndim - 1))
         count = x.size // channels
         batch_mean, batch_var = x.mean(axes), x.var(axes)
@@ -58,7 +60,9 @@ class BatchNorm(nn.Module):
             keep, unbiased = self.momentum, batch_var * (count / max(count - 1, 1))
             mean.value = keep * mean.value + (1 - keep) * batch_mean
             var.value = keep * var.value + (1 - keep) * unbiased
-        return (x - batch_mean) * (scale * jax.lax.rsqrt(batch_var + self.epsilon)) + bias
+        return (x - batch_mean) * (
+            scale * jax.lax.rsqrt(batch_var + self.epsilon)
+        ) + bias
 
 
 class DropPath(nn.Module):
@@ -99,7 +103,7 @@ class Attention(nn.Module):
         if width % self.heads:
             raise ValueError(f"width {width} is not divisible by {self.heads} heads")
 
-        def project(name: str) -> jax.Array:
+        def project(name: str) -> nn.Dense:
             return nn.Dense(
                 width, dtype=self.dtype, kernel_init=transformer_init, name=name
             )
@@ -114,7 +118,9 @@ class Attention(nn.Module):
         )
         scores = scores if bias is None else scores + bias
         weights = nn.softmax(scores, axis=-1).astype(self.dtype)
-        weights = nn.Dropout(self.dropout, name="drop")(weights, deterministic=not train)
+        weights = nn.Dropout(self.dropout, name="drop")(
+            weights, deterministic=not train
+        )
         out = jnp.einsum("...hqk,...khd->...qhd", weights, value)
         return project("out")(out.reshape(x.shape))
 
@@ -169,15 +175,18 @@ class Block(nn.Module):
         raise ValueError(f"norm must be pre or post, got {self.norm!r}")
 
 
-def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
+def rematerialised(
+    block: type[nn.Module], remat: str, static: tuple[int, ...] = (3,)
+) -> type[nn.Module]:
     """`block`, or (remat="blocks") one that recomputes its inside in the backward pass.
 
-    `block` must have the signature (x, bias, train).
+    `static` are the positions of arguments that are no arrays, `self` being 0; the
+    default suits the signature (x, bias, train).
     """
     if remat == "none":
         return block
     if remat == "blocks":
-        return nn.remat(block, static_argnums=(3,))
+        return nn.remat(block, static_argnums=static)
     raise ValueError(f"remat must be none or blocks, got {remat!r}")
 
 
@@ -187,3 +196,42 @@ def mean_over(
     """Mean of the positions where `mask` is true, in float32."""
     weights = mask.astype(jnp.float32)[..., None]
     return (x * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0)
+
+
+def conv3x3(features: int, stride: int, dtype: Any, name: str) -> nn.Conv:
+    """A 3x3 convolution over [B, H, W, C], zero padded by one on every side."""
+    return nn.Conv(
+        features, (3, 3), stride, padding=((1, 1), (1, 1)), dtype=dtype, name=name
+    )
+
+
+def patches(
+    x: Float[Array, "B H W C"], size: tuple[int, ...]
+) -> Float[Array, "B h w P"]:
+    """Cut an image into patches, P = size[0] * size[1] * C in the order (H, W, C).
+
+    A Dense layer on top is a convolution with stride = kernel = `size`; as a matrix
+    product it is several times faster on CPUs when C is small.
+    """
+    (b, height, width, c), (tall, wide) = x.shape, size
+    x = x.reshape(b, height // tall, tall, width // wide, wide, c)
+    x = x.transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, height // tall, width // wide, tall * wide * c)
+
+
+def fit(
+    x: Float[Array, "B N F"], frames: int, mels: int, value: float
+) -> Float[Array, "B n f"]:
+    """Crop or pad with `value` at the end to whole multiples of `frames` and `mels`.
+
+    Rounds to the nearest multiple, at least one: 129 frames, which centred windows
+    make of 128 hops, become 128 again, and 251 become 256.
+    """
+    for axis, cell in ((1, frames), (2, mels)):
+        size = x.shape[axis]
+        wanted = max(1, (size + cell // 2) // cell) * cell
+        x = x[:, :wanted] if axis == 1 else x[:, :, :wanted]
+        padding = [(0, 0)] * 3
+        padding[axis] = (0, max(0, wanted - size))
+        x = jnp.pad(x, padding, constant_values=value)
+    return x

@@ -56,7 +56,9 @@ def from_linen(module: nn.Module) -> Tower:
         if not train:
             return module.apply(collections, x, False), state
         if key is None:
-            raise ValueError("a tower in training needs a key; got train=True, key=None")
+            raise ValueError(
+                "a tower in training needs a key; got train=True, key=None"
+            )
         rngs = {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
         out, updates = module.apply(
             collections, x, True, rngs=rngs, mutable=["batch_stats"]

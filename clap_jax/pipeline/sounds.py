@@ -132,7 +132,8 @@ def pulse_starts(rng, samples: int, rate_hz: int, per_second: float) -> np.ndarr
     """Starts of a regular train with 3 % of jitter, in samples."""
     period = rate_hz / per_second
     starts = np.arange(rng.uniform(0.02, 0.5) * period, samples, period)
-    return np.maximum(starts + rng.uniform(-0.03, 0.03, len(starts)) * period, 0)
+    starts += rng.uniform(-0.03, 0.03, len(starts)) * period
+    return np.clip(starts, 0, samples - 1)
 
 
 def gate(rng, samples: int, rate_hz: int, per_second: float, duty: float):

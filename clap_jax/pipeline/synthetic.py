@@ -6,7 +6,7 @@ rain"). The description of a scene is its key; one key in ten is held out of tra
 by a hash of the key, so that test scenes are new *combinations* of kinds, values and
 positions that training had. What makes a caption true is fixed here:
 
-* loud and quiet are the level of the loudest 20 ms: -18 dBFS and -40 dBFS, +-2 dB.
+* loud and quiet are the level of the loudest 20 ms: -20 dBFS and -42 dBFS, +-2 dB.
   A scene of one sound over another leaves loudness unsaid.
 * low and high, slow and fast, are intervals an octave or more apart (`CATALOGUE`).
 * "X, then Y": Y starts after X has stopped, near the middle of the clip.
@@ -33,7 +33,7 @@ SPLITS = {"train": 16_000, "test": 250, "kinds": 260}  # split -> default exampl
 SINGLE_SHARE = 0.3  # of training scenes; pairs are half "then", half "over"
 HELD_OUT_SHARE = 0.1
 TEST_SINGLES = range(20, 240, 40)  # positions of single sounds among test scenes
-LEVELS_DB = {"loud": -18.0, "quiet": -40.0, "front": -16.0, "back": -29.0}
+LEVELS_DB = {"loud": -20.0, "quiet": -42.0, "front": -18.0, "back": -31.0}
 LEVEL_SPREAD_DB = {"loud": 2.0, "quiet": 2.0, "front": 1.5, "back": 1.5}
 MINIMUM_RATE_HZ = 16_000  # the generators use the band up to 7.6 kHz
 MINIMUM_SECONDS = 2.5  # two times three strikes fit
@@ -198,7 +198,7 @@ def scenes(form: str) -> list[Scene]:
 
 
 @functools.lru_cache(maxsize=8)
-def test_scenes(seed: int) -> tuple[Scene, ...]:
+def held_out_scenes(seed: int) -> tuple[Scene, ...]:
     """All test scenes of a seed, distinct; a shorter test split is a prefix of them.
 
     The sounds of its six singles occur in none of its pairs, so that no description
@@ -259,16 +259,16 @@ TEMPLATES: Mapping[str, tuple[tuple[str, int], ...]] = {
         ("the sound of {0}", 0),
         ("a recording of {0}", 0),
         ("{0} can be heard", 0),
-        ("{0}", 1),
+        ("listen to {0}", 1),
         ("we hear {0}", 1),
-        ("this is {0}", 1),
+        ("someone recorded {0}", 1),
     ),
     "then": (
         ("{0}, then {1}", 0),
         ("{0} followed by {1}", 0),
         ("first {0}, then {1}", 0),
         ("{0} and then {1}", 0),
-        ("{0}, then {1}", 1),
+        ("{0}, and next {1}", 1),
         ("{0} before {1}", 1),
         ("{1} after {0}", 0),
     ),
@@ -277,7 +277,7 @@ TEMPLATES: Mapping[str, tuple[tuple[str, int], ...]] = {
         ("{0} with {1} in the background", 0),
         ("{0} on top of {1}", 0),
         ("{0} in front of {1}", 0),
-        ("{0} over {1}", 1),
+        ("{0} above {1}", 1),
         ("{0} against a background of {1}", 1),
         ("over {1}, {0}", 0),
     ),
@@ -390,9 +390,9 @@ class SyntheticSource:
         examples = SPLITS[split] if examples is None else examples
         if examples < 1:
             raise ValueError(f"examples is {examples}; expected 1 or more")
-        if split == "test" and examples > len(test_scenes(seed)):
+        if split == "test" and examples > len(held_out_scenes(seed)):
             raise ValueError(
-                f"examples is {examples}; seed {seed} has {len(test_scenes(seed))} "
+                f"examples is {examples}; seed {seed} has {len(held_out_scenes(seed))} "
                 "distinct test scenes"
             )
         if seed < 0:
@@ -416,7 +416,7 @@ class SyntheticSource:
         entropy = (self._seed, list(SPLITS).index(self._split), index)
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
         if self._split == "test":
-            return test_scenes(self._seed)[index], rng
+            return held_out_scenes(self._seed)[index], rng
         if self._split == "kinds":
             kind = CATALOGUE[index % len(CATALOGUE)]
             return Scene("single", (draw_part(rng, kind, "single"),)), rng

@@ -23,7 +23,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "the sound of {}",
         "a recording of {}",
         "this is a sound of {}",
-        "someone recorded {}",
+        "{} can be heard",
     ),
 }
 """Sets of prompts by name. Each prompt has one {} for the class name."""

@@ -97,32 +97,30 @@ class Tokenizer:
 
 
 def load(path_or_hub_id: str | os.PathLike, length: int) -> Tokenizer:
-    """A tokenizer from a folder, or from the Hugging Face hub (or its local cache).
+    """A tokenizer from a folder, or from the Hugging Face hub (its local cache first).
 
-    Raises ValueError when it is neither.
+    Raises ValueError when it is in neither.
     """
-    from transformers import AutoTokenizer  # a second of imports, for those who load
-
     where = os.fspath(path_or_hub_id)
     if os.path.isdir(where):
         try:
-            found = AutoTokenizer.from_pretrained(where, local_files_only=True)
-        except (OSError, ValueError) as error:
+            return Tokenizer(_from_files(where), length)
+        except OSError as error:
             raise ValueError(
                 f"{where}: no tokenizer in this folder, expected tokenizer.json and "
                 f"tokenizer_config.json ({_first_line(error)})"
             ) from error
-        return Tokenizer(found, length)
+    with contextlib.suppress(OSError):
+        return Tokenizer(_from_files(where), length)
     try:
-        found = AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError) as error:
+        return Tokenizer(_from_files(_download(where)), length)
+    except OSError as error:
         raise ValueError(
-            f"tokenizer {where!r} is not a folder here and cannot be had from the "
-            f"Hugging Face hub ({_first_line(error)}). Give a folder with "
-            "tokenizer.json, or connect once so that it gets into the local cache, or "
-            "leave the name empty to train a tokenizer on the captions."
+            f"tokenizer {where!r} is not a folder here, is not in the local cache and "
+            f"cannot be had from the Hugging Face hub ({_first_line(error)}). Give a "
+            "folder with tokenizer.json, or connect once so that it gets into the cache, "
+            "or leave the name empty to train a tokenizer on the captions."
         ) from error
-    return Tokenizer(found, length)
 
 
 def train(
@@ -155,8 +153,10 @@ def train(
     )
     with _one_thread():
         backend.train_from_iterator(texts, trainer)
-    backend.post_processor = processors.RobertaProcessing(
-        sep=(end, SPECIAL_TOKENS.index(end)), cls=(start, SPECIAL_TOKENS.index(start))
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}",
+        pair=f"{start} $A {end} {end} $B {end}",
+        special_tokens=[(token, SPECIAL_TOKENS.index(token)) for token in (start, end)],
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -185,6 +185,31 @@ def _one_thread() -> Iterator[None]:
             del os.environ[variable]
         else:
             os.environ[variable] = before
+
+
+def _from_files(where: str) -> "PreTrainedTokenizerFast":
+    """From a folder, or by id from the local cache. OSError when there is none."""
+    from transformers import AutoTokenizer  # a second of imports, for those who load
+
+    try:
+        return AutoTokenizer.from_pretrained(where, local_files_only=True)
+    except ValueError as error:  # which of the two depends on the files that there are
+        raise OSError(_first_line(error)) from error
+
+
+def _download(hub_id: str) -> str:
+    """Folder with the files of a tokenizer of the hub. OSError without a connection.
+
+    AutoTokenizer would do, but retries for most of a minute when there is no network.
+    """
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.snapshot_download(
+            hub_id, allow_patterns=["*.json", "vocab.txt", "merges.txt", "*.model"]
+        )
+    except ValueError as error:  # not an id at all
+        raise OSError(_first_line(error)) from error
 
 
 def _first_line(error: Exception) -> str:

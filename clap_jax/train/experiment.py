@@ -5,6 +5,7 @@ The same for training, evaluation and resuming. What a model needs besides weigh
 it from the first checkpoint on.
 """
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,7 +127,7 @@ def build(config: ConfigDict, workdir: Path) -> Experiment:
         raise config_lib.ConfigError("data.sources is empty: name at least one source")
     spec = zoo.get_spec(config.model, config_lib.plain(config.model_overrides))
     tokenizer = _tokenizer(config, spec, workdir, [source for source, _ in sources])
-    spec = spec._replace(vocab_size=tokenizer.vocab_size)
+    spec = dataclasses.replace(spec, vocab_size=tokenizer.vocab_size)
     _keep_spec(spec, workdir)
     return Experiment(
         config=config,

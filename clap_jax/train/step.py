@@ -58,7 +58,8 @@ def make_loss(
         total, count = contrastive.softmax_pair_loss(
             dual.score(params, za, zt), targets
         )
-        return total / count, (Mean(total, count), {**audio_state, **text_state})
+        new_state = {"audio": audio_state["audio"], "text": text_state["text"]}
+        return total / count, (Mean(total, count), new_state)
 
     return loss
 

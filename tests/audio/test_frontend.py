@@ -1,0 +1,145 @@
+"""Log-mels against the reference systems, in numpy and in jax.numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clap_jax.audio import crop, io, mel
+from clap_jax.audio import frontend as front
+
+NAMESPACES = pytest.mark.parametrize("xp", [np, jnp], ids=["numpy", "jax"])
+REFERENCES = {
+    "laion_tiny_unfused": "laion_unfused",
+    "laion_base_unfused": "laion_unfused",
+    "msclap_2022": "msclap2022",
+    "msclap_2023": "msclap2023",
+    "blat": "blat",
+}
+
+
+def prepared(reference, frontend):
+    """The four clips of an oracle at one length, with the crops that it drew."""
+    waves = {name: x for name, x in reference.inputs().items() if len(name) == 1}
+    if "in/wave_length" in reference.io:  # BLAT pads with zeros to the longest
+        longest = max(map(len, waves.values()))
+        return np.stack([crop.fill(x, longest, "pad") for x in waves.values()])
+    samples = frontend.clip_samples
+    starts = {name: 0 for name in waves} | reference.spec["crop_start"]
+    waves = [x[starts[name] :][:samples] for name, x in waves.items()]
+    return np.stack([crop.fill(x, samples, frontend.fill) for x in waves])
+
+
+def assert_log_mels_close(ours, expected, loudest):
+    """Within 1e-4 of the range, and 5e-4 dB within 60 dB of the loudest band.
+
+    `loudest` is the loudest band of each cell's frame: float32 transforms, the
+    reference's as well, lose further digits more than 60 dB below it.
+    """
+    error = np.abs(ours - expected)
+    assert error.max() < 1e-4 * np.abs(expected).max()
+    assert error[expected > loudest - 60].max() < 5e-4
+    assert np.median(error) < 2e-5
+
+
+@NAMESPACES
+@pytest.mark.parametrize("name", REFERENCES)
+def test_log_mel_is_the_reference_one(name, xp, oracle):
+    reference, frontend = oracle(name), mel.FRONTENDS[REFERENCES[name]]
+    wave = prepared(reference, frontend)
+    if "in/prepared_wave" in reference.io:
+        ours = reference.take(wave, "in/prepared_wave")
+        np.testing.assert_array_equal(ours, reference.io["in/prepared_wave"])
+    log_mel = np.asarray(front.log_mel(xp.asarray(wave), frontend, xp))
+    loudest = np.broadcast_to(log_mel.max(-1, keepdims=True), log_mel.shape)
+    for key in {"audio/logmel", "audio/logmel_f64"} & set(reference.io.files):
+        assert_log_mels_close(
+            reference.take(log_mel, key),
+            reference.io[key],
+            reference.take(loudest, key),
+        )
+
+
+def test_fused_log_mel_is_the_reference_one(oracle):
+    """Short clips of fused models: the HTK bank, the same mel in all four views."""
+    reference, frontend = oracle("laion_tiny_fused_aff2d"), mel.FRONTENDS["laion_fused"]
+    waves = reference.inputs()
+    waves = [
+        crop.fill(waves[name], frontend.clip_samples, "repeatpad") for name in "ab"
+    ]
+    log_mel = front.log_mel(np.stack(waves), frontend)
+    views = np.repeat(log_mel[:, None], 4, axis=1)
+    loudest = np.broadcast_to(views.max(-1, keepdims=True), views.shape)
+    tap = "front/mel_fusion"
+    assert_log_mels_close(
+        reference.take(views, tap), reference.io[tap][:2], reference.take(loudest, tap)
+    )
+    assert_log_mels_close(
+        log_mel[0], reference.io["front/mel_clip0_full"], loudest[0, 0]
+    )
+
+
+@pytest.mark.parametrize("name", mel.FRONTENDS)
+def test_numpy_and_jax_agree(name):
+    frontend = mel.FRONTENDS[name]
+    rng = np.random.default_rng(0)
+    wave = rng.normal(0, 0.1, (2, 3, 20_011)).astype(np.float32)
+    wave[0, 0] = np.sin(np.arange(20_011) * 0.3)
+    wave[1, 2, 4000:] = 0
+    ours = front.log_mel(wave, frontend, np)
+    device = jax.jit(lambda x: front.log_mel(x, frontend, jnp))(wave)
+    assert ours.shape == device.shape == (2, 3, frontend.frames(20_011), 64)
+    assert ours.dtype == device.dtype == np.float32
+    np.testing.assert_allclose(device, ours, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [257, 513, 640, 1023, 40_960])
+def test_framing_is_that_of_indices(samples):
+    frontend = mel.FRONTENDS["small_16k"]
+    wave = np.random.default_rng(0).normal(size=(2, samples)).astype(np.float32)
+    padded = np.pad(wave, ((0, 0), (256, 256)), mode="reflect")
+    starts = 320 * np.arange(frontend.frames(samples))
+    expected = padded[:, starts[:, None] + np.arange(512)]
+    np.testing.assert_array_equal(front.frame(wave, frontend), expected)
+    np.testing.assert_array_equal(
+        front.frame(jnp.asarray(wave), frontend, jnp), expected
+    )
+
+
+def test_hop_may_exceed_the_window():
+    frontend = mel.Frontend(8000, 1.0, 64, 64, 100, 8, 0.0, 4000.0, "htk", "pad")
+    wave = np.random.default_rng(0).normal(size=8000).astype(np.float32)
+    assert front.frame(wave, frontend).shape == (81, 64)
+
+
+@NAMESPACES
+def test_silence_is_minus_100_db(xp):
+    frontend = mel.FRONTENDS["small_16k"]
+    log_mel = front.log_mel(xp.zeros((1, 4000), xp.float32), frontend, xp)
+    np.testing.assert_allclose(log_mel, front.FLOOR_DB, rtol=0, atol=1e-5)
+
+
+def test_gradient_is_finite_even_in_silence():
+    frontend = mel.FRONTENDS["small_16k"]
+    wave = np.random.default_rng(0).normal(0, 0.1, (2, 4000)).astype(np.float32)
+    wave[0, 1500:] = 0
+    gradient = jax.grad(lambda x: front.log_mel(x, frontend, jnp).sum())(wave)
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient[1]).max() > 0
+    # A tenth more amplitude is 0.83 dB more, in every cell.
+    slope = jax.jvp(lambda x: front.log_mel(x, frontend, jnp), (wave,), (0.1 * wave,))
+    np.testing.assert_allclose(slope[1][1], 2 / np.log(10), rtol=1e-3)
+
+
+def test_too_short_a_wave_is_refused():
+    with pytest.raises(ValueError, match="256 samples, expected more than 256"):
+        front.log_mel(np.zeros(256, np.float32), mel.FRONTENDS["small_16k"])
+
+
+@NAMESPACES
+def test_int16_waves(xp):
+    whole = xp.asarray([-32767, 0, 16384, 32767], xp.int16)
+    wave = front.from_int16(whole, xp)
+    assert wave.dtype == xp.float32
+    np.testing.assert_allclose(wave, [-1, 0, 16384 / 32767, 1], rtol=1e-7)
+    np.testing.assert_array_equal(io.to_int16(np.asarray(wave)), whole)

@@ -1,0 +1,235 @@
+"""Runs: resuming is bit-exact, bad input stops with a sentence, full disks lose nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from clap_jax import checkpoint
+from clap_jax import config as config_lib
+from clap_jax.train import loop
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def small_config(**changes):
+    """A tiny model on a few synthetic scenes; `changes` are dotted keys."""
+    config = config_lib.default()
+    config.model = "small_transformer"
+    config.model_overrides = {"audio.options.depth": 1, "text.options.depth": 1}
+    config.train.batch_size = 8
+    config.train.total_steps = 6
+    config.train.log_steps = 1
+    config.train.ema_decay = 0.9
+    config.data.sources = ({"kind": "synthetic", "split": "train", "examples": 32},)
+    config.data.mel = "host"
+    config.evals.kinds = {
+        "kind": "zeroshot",
+        "source": {"kind": "synthetic", "split": "kinds", "examples": 24},
+        "every_steps": 2,
+        "batch_size": 8,
+    }
+    config.checkpoint.every_steps = 2
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+def lines(workdir):
+    return [
+        json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def losses(workdir):
+    return {line["step"]: line["train/loss"] for line in lines(workdir) if "train/loss" in line}
+
+
+def scores(workdir):
+    key = "eval/kinds/zeroshot_acc"
+    return {line["step"]: line[key] for line in lines(workdir) if key in line}
+
+
+def assert_same_variables(first, second):
+    first, second = (checkpoint.load_variables(folder, raw=True) for folder in (first, second))
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second)):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never interrupted."""
+    workdir = tmp_path_factory.mktemp("whole")
+    loop.train(small_config(), workdir)
+    return workdir
+
+
+def test_a_run_leaves_everything(whole):
+    assert sorted(losses(whole)) == [1, 2, 3, 4, 5, 6]
+    assert sorted(scores(whole)) == [2, 4, 6]
+    for name in ("config.json", "spec.json", "tokenizer", "results.json", "report.html"):
+        assert (whole / name).exists(), name
+    assert len(list((whole / "plots").glob("*.png"))) >= 2
+    kept = sorted(int(path.name) for path in (whole / "checkpoints").iterdir())
+    assert kept == [4, 6]
+    line = lines(whole)[0]
+    for key in ("train/clips_per_s", "train/step_ms", "train/data_wait_fraction"):
+        assert line[key] >= 0
+
+
+@pytest.mark.parametrize("stop", [3, 4])
+def test_resume_in_process_is_bit_exact(whole, tmp_path, monkeypatch, stop):
+    """Interrupted between any two operations, the same run comes out."""
+    original, calls = loop._fetch, []
+
+    def interrupted(state, schedule):
+        calls.append(1)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return original(state, schedule)
+
+    monkeypatch.setattr(loop, "_fetch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(small_config(), tmp_path)
+    monkeypatch.setattr(loop, "_fetch", original)
+    loop.train(small_config(), tmp_path)
+    assert losses(tmp_path) == losses(whole)
+    assert scores(tmp_path) == scores(whole)
+    assert_same_variables(tmp_path, whole)
+
+
+def test_kill_9_at_random_moments_is_bit_exact(tmp_path):
+    command = [
+        *(sys.executable, "-m", "clap_jax.main", "--config=configs/quickstart.py:smoke"),
+        *("--config.train.total_steps=60", "--config.checkpoint.every_steps=5"),
+        "--config.train.log_steps=1",
+    ]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+
+    def start(workdir):
+        return subprocess.Popen(
+            [*command, f"--workdir={workdir}"],
+            cwd=REPOSITORY,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(process):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+
+    finish(start(tmp_path / "whole"))
+    moments = random.Random(0)
+    for _ in range(3):
+        process = start(tmp_path / "killed")
+        path = tmp_path / "killed" / "metrics.jsonl"
+        before = len(lines(tmp_path / "killed")) if path.exists() else 0
+        target = before + moments.randint(1, 15)
+        while process.poll() is None:
+            if path.exists() and len(path.read_text().splitlines()) >= target:
+                time.sleep(moments.uniform(0, 0.05))
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.005)
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL
+    finish(start(tmp_path / "killed"))
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert_same_variables(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_finished_run_only_reports_again(whole):
+    before = (whole / "metrics.jsonl").read_text()
+    results = loop.train(small_config(), whole)
+    assert set(results) == {"kinds"}
+    assert (whole / "metrics.jsonl").read_text() == before
+
+
+def test_eval_mode_repeats_the_last_scores(whole):
+    (whole / "results.json").unlink()
+    results = loop.evaluate(small_config(), whole)
+    assert results["kinds"].metrics["zeroshot_acc"] == scores(whole)[6]
+    written = json.loads((whole / "results.json").read_text())
+    assert written["context"]["step"] == 6
+
+
+def test_a_workdir_of_another_model_is_refused(whole):
+    config = small_config(train__total_steps=8)
+    config.model_overrides = {"audio.options.depth": 2, "text.options.depth": 1}
+    with pytest.raises(config_lib.ConfigError, match=r"audio.options.depth: 1 there, 2"):
+        loop.train(config, whole)
+
+
+def test_the_best_checkpoint_is_kept(tmp_path):
+    config = small_config(
+        checkpoint__keep=1, checkpoint__best_metric="eval/kinds/zeroshot_acc"
+    )
+    loop.train(config, tmp_path)
+    by_step = scores(tmp_path)
+    # The newest of the best wins a tie.
+    best = max(by_step, key=lambda step: (by_step[step], step))
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {best, 6}
+
+
+def test_init_from_fills_what_the_pattern_names(whole, tmp_path):
+    config = small_config(init_from=str(whole), init_pattern="params/text/.*")
+    config.train.total_steps = 1
+    config.optim.learning_rate = 0.0
+    loop.train(config, tmp_path)
+    started, source = checkpoint.load_variables(tmp_path, raw=True), checkpoint.load_variables(whole)
+    for a, b in zip(
+        jax.tree.leaves(started["params"]["text"]), jax.tree.leaves(source["params"]["text"])
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert not np.allclose(
+        started["params"]["audio_projection"]["kernel"]
+        if "kernel" in started["params"]["audio_projection"]
+        else jax.tree.leaves(started["params"]["audio_projection"])[-1],
+        jax.tree.leaves(source["params"]["audio_projection"])[-1],
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    config = small_config(optim__learning_rate=1e30, optim__clip_norm=0.0)
+    with pytest.raises(loop.TrainingError, match=r"not finite.*learning_rate"):
+        loop.train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.batch_size", 9, r"batch_size=9 is not divisible by 8 devices"),
+        ("loss.name", "softmx", r"loss.name"),
+        ("data.mel", "disk", r"data.mel is auto, host or device"),
+        ("data.sources", (), r"data.sources is empty"),
+        ("data.sources", ({"kind": "synthetc"},), r"synthetic"),
+        ("data.sources", ({"split": "train"},), r"data.sources\[0\].kind is missing"),
+        ("model", "small_transformr", r"small_transformer"),
+        ("init_from", "/nowhere", r"/nowhere holds no model"),
+    ],
+)
+def test_a_config_that_cannot_run_says_why(tmp_path, key, value, message):
+    config = small_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises((ValueError, checkpoint.CheckpointError), match=message):
+        loop.train(config, tmp_path)
+
+
+def test_unknown_keys_of_free_sections_name_the_nearest(tmp_path):
+    config = small_config()
+    config.augment = {"gain_bd": 3.0}
+    with pytest.raises(config_lib.ConfigError, match="did you mean 'gain_db'"):
+        loop.train(config, tmp_path)
+    config = small_config()
+    config.evals.kinds.templtes = ("{}",)
+    with pytest.raises(ValueError, match="templates"):
+        loop.train(config, tmp_path)
