@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from clap_jax.audio import frontend
 
 Key = PRNGKeyArray
+Number = float | int
 Mel = Float[Array, "B N F"]
 
 MAX_MIXUP_GAIN = 1e4
@@ -41,11 +42,11 @@ class Augment:
     mel_stripes, mel_stripe_bins: the same over mel bands.
     """
 
-    gain_db: float | int = 0.0
-    time_shift: float | int = 0.0
-    time_stretch: float | int = 0.0
+    gain_db: Number = 0.0
+    time_shift: Number = 0.0
+    time_stretch: Number = 0.0
     mel_shift_bins: int = 0
-    mixup_alpha: float | int = 0.0
+    mixup_alpha: Number = 0.0
     time_stripes: int = 0
     time_stripe_frames: int = 64
     mel_stripes: int = 0
@@ -61,7 +62,7 @@ class Augment:
 
 
 def augment(
-    key: Key, mel: Mel, config: Augment, fill_db: float = frontend.FLOOR_DB
+    key: Key, mel: Mel, config: Augment, fill_db: Number = frontend.FLOOR_DB
 ) -> tuple[Mel, Mix | None]:
     """All augmentations that `config` turns on, in a fixed order.
 
@@ -101,7 +102,7 @@ def spec_augment(
     time_width: int = 64,
     mel_stripes: int = 2,
     mel_width: int = 8,
-    value: float = 0.0,
+    value: Number = 0.0,
 ) -> Float[Array, "B *views N F"]:
     """Overwrite random stripes of frames and of mel bands with `value`.
 
@@ -119,13 +120,15 @@ def spec_augment(
     return jnp.where(drop, jnp.asarray(value, mel.dtype), mel)
 
 
-def gain(key: Key, mel: Mel, gain_db: float, fill_db: float = frontend.FLOOR_DB) -> Mel:
+def gain(
+    key: Key, mel: Mel, gain_db: Number, fill_db: Number = frontend.FLOOR_DB
+) -> Mel:
     """Change loudness by U(-gain_db, gain_db); silence stays silence."""
-    change = _uniform(key, mel, gain_db)[:, None, None]
+    change = _uniform(key, mel, gain_db)[:, None, None].astype(mel.dtype)
     return jnp.where(mel <= fill_db, mel, jnp.maximum(mel + change, fill_db))
 
 
-def time_shift(key: Key, mel: Mel, fraction: float) -> Mel:
+def time_shift(key: Key, mel: Mel, fraction: Number) -> Mel:
     """Roll along time by a uniform shift of up to `fraction` of the clip either way."""
     frames = mel.shape[1]
     shift = jnp.round(_uniform(key, mel, fraction) * frames).astype(jnp.int32)
@@ -134,7 +137,7 @@ def time_shift(key: Key, mel: Mel, fraction: float) -> Mel:
 
 
 def time_stretch(
-    key: Key, mel: Mel, fraction: float, fill_db: float = frontend.FLOOR_DB
+    key: Key, mel: Mel, fraction: Number, fill_db: Number = frontend.FLOOR_DB
 ) -> Mel:
     """Play faster or slower by up to `fraction` around the middle of the clip.
 
@@ -145,8 +148,7 @@ def time_stretch(
     middle = (frames - 1) / 2
     position = middle + (jnp.arange(frames) - middle) * speed
     inside = (position >= 0) & (position <= frames - 1)
-    # Kept below the last frame, so that its right-hand neighbour exists.
-    left = jnp.clip(jnp.floor(position).astype(jnp.int32), 0, max(frames - 2, 0))
+    left = jnp.clip(jnp.floor(position).astype(jnp.int32), 0, frames - 1)
     weight = (position - left)[:, :, None].astype(mel.dtype)
     right = jnp.minimum(left + 1, frames - 1)
     before = jnp.take_along_axis(mel, left[:, :, None], axis=1)
@@ -155,7 +157,9 @@ def time_stretch(
     return jnp.where(inside[:, :, None], stretched, jnp.asarray(fill_db, mel.dtype))
 
 
-def mel_shift(key: Key, mel: Mel, bins: int, fill_db: float = frontend.FLOOR_DB) -> Mel:
+def mel_shift(
+    key: Key, mel: Mel, bins: int, fill_db: Number = frontend.FLOOR_DB
+) -> Mel:
     """Move the spectrum by -bins .. bins mel bands; uncovered bands are `fill_db`."""
     batch, _, mels = mel.shape
     shift = jax.random.randint(key, (batch,), -bins, bins + 1)
@@ -167,7 +171,7 @@ def mel_shift(key: Key, mel: Mel, bins: int, fill_db: float = frontend.FLOOR_DB)
 
 
 def mixup(
-    key: Key, mel: Mel, alpha: float
+    key: Key, mel: Mel, alpha: Number
 ) -> tuple[Mel, Float[Array, " B"], Int[Array, " B"]]:
     """Mix the power of every clip with that of a random other clip of the batch.
 
@@ -190,7 +194,7 @@ def mixup(
     return mixed.astype(mel.dtype), lam, partner
 
 
-def _uniform(key: Key, mel: Mel, limit: float) -> Float[Array, " B"]:
+def _uniform(key: Key, mel: Mel, limit: Number) -> Float[Array, " B"]:
     """One number per example, uniform in [-limit, limit)."""
     return jax.random.uniform(
         key, (mel.shape[0],), jnp.float32, minval=-limit, maxval=limit

@@ -7,7 +7,7 @@ a data pipeline can count bad clips and a person can find them.
 import io
 import os
 from numbers import Real
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -18,8 +18,6 @@ from clap_jax.audio import frontend
 
 MIN_SECONDS = 0.001
 """Shorter clips are refused: there is nothing to hear in them."""
-
-Source = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
 
 _UNKNOWN_FRAMES = 1 << 40
 

@@ -199,7 +199,7 @@ def apply(
             if problem:
                 errors.append(f"{key} -> {path}: {problem}")
             else:
-                filled[path] = np.ascontiguousarray(part, target[path].dtype)
+                filled[path] = np.asarray(part, target[path].dtype, order="C")
             origin.setdefault(path, key)
     missing = (path for path in target if path not in origin)
     errors += [f"{path}: nothing in the source fills it" for path in missing]
@@ -247,7 +247,7 @@ def invert(
                 errors.append(f"{path}: {key} is made already")
             else:
                 parts = [np.asarray(target[other]) for other in paths]
-                source[key] = np.ascontiguousarray(rule.transform.inverse(*parts))
+                source[key] = np.asarray(rule.transform.inverse(*parts), order="C")
             used.update(paths)
             break
     errors += [

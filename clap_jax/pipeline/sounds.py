@@ -226,9 +226,8 @@ def helicopter(rng, samples, rate_hz, amount):
     phase -= np.floor(phase)
     chop = np.exp(phase * np.float32(-rng.uniform(3.0, 4.0)))
     chop *= np.minimum(phase * np.float32(12), 1)
-    return chop * biquad(
-        noise(rng, samples), "band", rng.uniform(170, 240), 0.6, rate_hz
-    )
+    air = biquad(noise(rng, samples), "band", rng.uniform(170, 240), 0.8, rate_hz)
+    return chop * biquad(air, "low", 500, 0.7, rate_hz)
 
 
 def cricket_trill(rng, samples, rate_hz, amount):
@@ -375,7 +374,8 @@ def running_water(rng, samples, rate_hz, amount):
 
 def rain(rng, samples, rate_hz, amount):
     """Hundreds of drops a second, each a short high knock, over a high hiss."""
-    drops = int(rng.uniform(700, 1000) * samples / rate_hz)
+    count = int(rng.uniform(700, 1000) * samples / rate_hz)
     impulses = np.float32(0.05) * noise(rng, samples)
-    impulses[rng.integers(0, samples, drops)] += rng.uniform(-1, 1, drops)
-    return biquad(impulses, "high", rng.uniform(3200, 4200), 1.2, rate_hz)
+    impulses[rng.integers(0, samples, count)] += rng.uniform(-1, 1, count)
+    drops = biquad(impulses, "high", rng.uniform(3200, 4200), 1.2, rate_hz)
+    return biquad(drops, "low", 7000, 0.7, rate_hz)

@@ -18,7 +18,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "msclap2022_keyword": ("{}",),
     "msclap2022_speakers": ("{} persons speaking",),
     # For training on labels: several wordings keep the text tower from learning one.
-    "labels": (
+    "plain": (
         "{}",
         "the sound of {}",
         "a recording of {}",

@@ -1,0 +1,217 @@
+"""Augmentation: what it keeps, what it changes, how often."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clap_jax.audio import augment
+
+KEY = jax.random.key(0)
+FILL_DB = -100.0
+EVERYTHING = augment.Augment(
+    gain_db=10,
+    time_shift=0.5,
+    time_stretch=0.28,
+    mel_shift_bins=2,
+    mixup_alpha=0.4,
+    time_stripes=2,
+    time_stripe_frames=16,
+    mel_stripes=2,
+)
+ALONE = {
+    field.name: augment.Augment(**{field.name: getattr(EVERYTHING, field.name)})
+    for field in dataclasses.fields(augment.Augment)
+    if not field.name.endswith(("stripe_frames", "stripe_bins"))
+}
+
+
+@pytest.fixture(scope="module")
+def mel():
+    return jax.random.uniform(KEY, (8, 50, 24), minval=-80, maxval=10)
+
+
+def power(mel):
+    return 10 ** (np.asarray(mel, np.float64) / 10)
+
+
+def test_nothing_happens_by_default(mel):
+    result, mix = augment.augment(KEY, mel, augment.Augment(), FILL_DB)
+    assert result is mel and mix is None
+
+
+@pytest.mark.parametrize("name", [*ALONE, "everything"])
+def test_shape_dtype_key_and_jit(mel, name):
+    config = ALONE.get(name, EVERYTHING)
+    run = jax.jit(lambda key, mel: augment.augment(key, mel, config, FILL_DB))
+    result, mix = run(KEY, mel)
+    assert result.shape == mel.shape and result.dtype == mel.dtype
+    assert np.isfinite(result).all()
+    # Every example is treated in a way of its own, and every key gives another one.
+    assert not np.array_equal(result, mel)
+    assert not np.array_equal(result, run(jax.random.key(1), mel)[0])
+    np.testing.assert_array_equal(result, run(KEY, mel)[0])
+    eager = augment.augment(KEY, mel, config, FILL_DB)[0]
+    # Positions in time differ by rounding, and this mel jumps from frame to frame.
+    np.testing.assert_allclose(result, eager, rtol=0, atol=2e-3)
+    assert (mix is not None) == bool(config.mixup_alpha)
+
+
+# Not mixup: a mixture of a clip with itself is that clip.
+@pytest.mark.parametrize("name", sorted(ALONE.keys() - {"mixup_alpha"}))
+def test_examples_are_treated_differently(mel, name):
+    same = jnp.broadcast_to(mel[:1], mel.shape)
+    result, _ = augment.augment(KEY, same, ALONE[name], FILL_DB)
+    assert len(np.unique(np.asarray(result).reshape(8, -1), axis=0)) > 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"gain_db": -1}, "gain_db is -1"), ({"time_stretch": 1}, "expected below 1")],
+)
+def test_nonsense_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        augment.Augment(**change)
+
+
+def test_spec_augment_stripes_follow_torchlibrosa():
+    """Width uniform in 0 .. width - 1, start uniform in 0 .. size - width - 1."""
+    mel = jnp.ones((4000, 100, 20))
+    result = augment.spec_augment(KEY, mel, 1, 8, 0, 0, value=-7.0)
+    hit = np.asarray(result[:, :, 0] == -7)
+    widths = hit.sum(1)
+    shares = np.bincount(widths, minlength=8) / len(widths)
+    assert len(shares) == 8
+    np.testing.assert_allclose(shares, 1 / 8, atol=0.02)
+    starts = hit.argmax(1)[widths == 7]
+    assert starts.min() == 0 and starts.max() == 92
+    assert abs(starts.mean() - 46) < 4
+    # One stripe: nothing between its ends is spared.
+    assert (np.abs(np.diff(hit.astype(int), axis=1)).sum(1) <= 2).all()
+
+
+def test_spec_augment_covers_whole_frames_and_bands(mel):
+    result = augment.spec_augment(KEY, mel, 2, 10, 2, 5, value=0.0)
+    hit = np.asarray(result != mel)
+    frames, bands = hit.all(axis=2), hit.all(axis=1)
+    np.testing.assert_array_equal(hit, frames[:, :, None] | bands[:, None, :])
+    assert (np.asarray(result)[hit] == 0).all()
+    assert frames.sum(1).max() <= 18 and bands.sum(1).max() <= 8
+    assert 0 < frames.mean() < 0.3 and 0 < bands.mean() < 0.3
+
+
+def test_spec_augment_is_the_same_for_all_views_of_a_clip(mel):
+    views = jnp.stack([mel, mel + 1, mel + 2], axis=1)
+    result = augment.spec_augment(KEY, views, value=500.0, time_width=10)
+    hit = np.asarray(result == 500)
+    assert hit.any()
+    for view in (1, 2):
+        np.testing.assert_array_equal(hit[:, view], hit[:, 0])
+    alone = augment.spec_augment(KEY, mel, value=500.0, time_width=10)
+    np.testing.assert_array_equal(result[:, 0], alone)
+
+
+def test_stripes_wider_than_the_mel_leave_something():
+    result = augment.spec_augment(KEY, jnp.ones((64, 10, 4)), 1, 64, 1, 8)
+    assert np.asarray(result).any(axis=(1, 2)).all()
+
+
+def test_gain_moves_all_but_silence(mel):
+    quiet = mel.at[:, :5].set(FILL_DB)
+    change = np.asarray(augment.gain(KEY, quiet, 10) - quiet)
+    assert (change[:, :5] == 0).all()
+    assert np.ptp(change[:, 5:], axis=(1, 2)).max() < 1e-4
+    assert np.abs(change).max() <= 10 and np.abs(change[:, 5, 0]).std() > 1
+    near = jnp.full((64, 2, 2), FILL_DB + 1)
+    assert augment.gain(KEY, near, 10).min() == FILL_DB
+
+
+def test_time_shift_is_a_roll(mel):
+    result = np.asarray(augment.time_shift(KEY, mel, 0.5))
+    shifts = set()
+    for before, after in zip(np.asarray(mel), result, strict=True):
+        rolls = [
+            shift for shift in range(50) if (np.roll(before, shift, 0) == after).all()
+        ]
+        shifts.update(rolls)
+        assert len(rolls) == 1
+    assert len(shifts) > 4
+    little = np.asarray(augment.time_shift(KEY, mel, 0.04))
+    for before, after in zip(np.asarray(mel), little, strict=True):
+        assert any((np.roll(before, s, 0) == after).all() for s in range(-2, 3))
+
+
+def test_time_stretch_scales_time_around_the_middle():
+    """On a mel that rises by one dB a frame, the slope is the speed."""
+    ramp = jnp.broadcast_to(jnp.arange(101.0)[None, :, None], (64, 101, 3))
+    result = np.asarray(augment.time_stretch(KEY, ramp, 0.28))
+    np.testing.assert_allclose(result[:, 50], 50, atol=1e-4)
+    speed = result[:, 51, 0] - result[:, 50, 0]
+    assert speed.min() > 0.72 and speed.max() < 1.28 and speed.std() > 0.1
+    expected = 50 + (np.arange(101) - 50) * speed[:, None]
+    inside = (expected > 0.01) & (expected < 99.99)
+    np.testing.assert_allclose(result[inside][:, 0], expected[inside], atol=0.02)
+    outside = (expected < -0.01) | (expected > 100.01)
+    assert outside.any() and (result[outside] == FILL_DB).all()
+
+
+def test_time_stretch_of_nothing_changes_nothing(mel):
+    np.testing.assert_array_equal(augment.time_stretch(KEY, mel, 0), mel)
+
+
+def test_mel_shift_moves_bands_and_fills(mel):
+    result = np.asarray(augment.mel_shift(KEY, jnp.tile(mel, (8, 1, 1)), 2))
+    found = set()
+    for before, after in zip(np.tile(mel, (8, 1, 1)), result, strict=True):
+        for shift in range(-2, 3):
+            moved = np.full_like(before, FILL_DB)
+            to, since = max(shift, 0), max(-shift, 0)
+            moved[:, to : 24 - since] = before[:, since : 24 - to]
+            if (moved == after).all():
+                found.add(shift)
+                break
+        else:
+            raise AssertionError("not a shift by -2 .. 2 bands")
+    assert found == {-2, -1, 0, 1, 2}
+
+
+def test_mixup_keeps_levels_and_weighs_by_lam(mel):
+    loud = mel + jnp.linspace(-15, 15, 8)[:, None, None]
+    result, lam, partner = augment.mixup(KEY, loud, 0.4)
+    lam, partner = np.asarray(lam, np.float64), np.asarray(partner)
+    assert sorted(partner) == list(range(8))
+    before = power(loud)
+    level = before.mean((1, 2), keepdims=True)
+    weight = lam[:, None, None]
+    matched = before[partner] / level[partner] * level
+    expected = weight * before + (1 - weight) * matched
+    np.testing.assert_allclose(power(result), expected, rtol=1e-4)
+    np.testing.assert_allclose(power(result).mean((1, 2)), level[:, 0, 0], rtol=1e-4)
+
+
+def test_mixup_weights_are_beta_distributed():
+    _, lam, partner = augment.mixup(KEY, jnp.zeros((4000, 1, 1)), 0.4)
+    assert ((lam >= 0) & (lam <= 1)).all()
+    assert abs(lam.mean() - 0.5) < 0.02
+    assert abs(lam.var() - 1 / (4 * (2 * 0.4 + 1))) < 0.01  # of Beta(0.4, 0.4)
+    assert (partner != jnp.arange(4000)).mean() > 0.99
+
+
+def test_mixup_does_not_turn_silence_into_noise(mel):
+    half = mel.at[::2].set(FILL_DB)
+    result, _, partner = augment.mixup(KEY, half, 0.4)
+    silent = np.asarray(partner) % 2 == 0
+    assert silent.any()
+    assert np.isfinite(result).all() and result.min() >= FILL_DB - 1e-4
+    # Partners of silence: below -100 + 40 dB nothing of theirs is heard.
+    own = np.arange(8) % 2 == 1
+    change = np.asarray(result - half)[own & silent]
+    audible = np.asarray(half)[own & silent] > -40
+    assert np.ptp(change[audible]) < 25
+
+
+def test_half_precision_mels_stay_so(mel):
+    result, _ = augment.augment(KEY, mel.astype(jnp.float16), EVERYTHING, FILL_DB)
+    assert result.dtype == jnp.float16 and np.isfinite(result).all()
