@@ -10,6 +10,8 @@ A step folder holds separate items, so that using a model never reads its optimi
 An export is a folder with `spec.json`, `model.safetensors` and the tokenizer.
 """
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -121,14 +123,18 @@ class _Explain:
         complete = _complete_steps(folder)
         raise CheckpointError(
             f"could not save {what} in {folder} ({free_mib:,.0f} MiB free there): "
-            f"{_first_line(error)}. Complete checkpoints: {complete or 'none'}. Make "
+            f"{_reason(error)}. Complete checkpoints: {complete or 'none'}. Make "
             "room and run the same command again; it goes on from the newest one."
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+def _reason(error: Exception) -> str:
+    """The operating system's own words where they are in there, else the first line."""
+    text = str(error).strip() or type(error).__name__
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        if os.strerror(number) in text:
+            return os.strerror(number)
+    return text.splitlines()[0][:300]
 
 
 def _complete_steps(folder: Path) -> list[int]:

@@ -20,8 +20,8 @@ _N = r"(\d+)"
 
 
 def _linear(source: str, target: str, bias: bool = True) -> list[Rule]:
-    table = [Rule(rf"{source}\.weight", f"{target}/kernel", rules.LINEAR)]
-    return table + [Rule(rf"{source}\.bias", f"{target}/bias")] * bias
+    kernel = Rule(rf"{source}\.weight", f"{target}/kernel", rules.LINEAR)
+    return [kernel, Rule(rf"{source}\.bias", f"{target}/bias")] if bias else [kernel]
 
 
 def _norm(source: str, target: str) -> list[Rule]:

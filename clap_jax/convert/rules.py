@@ -180,12 +180,12 @@ def apply(
     origin: dict[str, str] = {}
     errors: list[str] = []
     for key, array in source.items():
-        rule = next((rule for rule in rules if rule.forward(key)), None)
+        matches = ((rule, rule.forward(key)) for rule in rules)
+        rule, paths = next((match for match in matches if match[1]), (None, ()))
         if rule is None:
             if not any(re.fullmatch(entry.source_regex, key) for entry in ignored):
                 errors.append(f"{key}: no rule for this source tensor")
             continue
-        paths = rule.forward(key)
         array = np.asarray(array)
         try:
             parts = rule.transform.forward(array)
@@ -217,7 +217,8 @@ def _problem(
         return f"filled already, from {origin[path]}"
     if part.shape != target[path].shape:
         return f"shape {part.shape}, the model has {target[path].shape}"
-    if part.dtype.kind != "f":
+    # numpy does not know bfloat16 as a kind of float.
+    if part.dtype.kind != "f" and part.dtype.name != "bfloat16":
         return f"dtype {part.dtype}, the model has {target[path].dtype}"
     return None
 

@@ -58,8 +58,8 @@ class _ConvTransformer(nn.Module):
                 name=f"block{i}",
             )(x, None, train)
         x = layers.layer_norm(1e-5, self.dtype, "norm")(x)
-        time = x.reshape(-1, *grid, self.width).mean(2)
-        return x.mean(1), {"tokens": x, "fine_grained": time}
+        time = x.reshape(-1, *grid, self.width).mean(2, dtype=jnp.float32)
+        return x.mean(1, dtype=jnp.float32), {"tokens": x, "fine_grained": time}
 
 
 DEFAULTS = defaults(_ConvTransformer)

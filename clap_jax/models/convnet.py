@@ -58,9 +58,9 @@ class _ConvNet(nn.Module):
             x = nn.avg_pool(x, (2, 2), (2, 2)) if i else x
             x = block(width, self.groups, self.dtype, name=f"block{i}")(x)
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
-        embedding = tokens.mean(1)
+        embedding = tokens.mean(1, dtype=jnp.float32)
         embedding = nn.Dropout(self.dropout, deterministic=not train)(embedding)
-        return embedding, {"tokens": tokens, "fine_grained": x.mean(2)}
+        return embedding, {"tokens": tokens, "fine_grained": x.mean(2, dtype=jnp.float32)}
 
 
 DEFAULTS = defaults(_ConvNet)

@@ -106,10 +106,10 @@ class _Htsat(nn.Module):
         x = x.reshape(batch, stretches, rows // stretches, columns, channels)
         x = x.transpose(0, 2, 1, 3, 4)
         x = x.reshape(batch, rows // stretches, stretches * columns, channels)
-        aux["fine_grained"] = x.mean(1)
+        aux["fine_grained"] = x.mean(1, dtype=jnp.float32)
         if self.classes:
             self._tag(x, aux)
-        return tokens.mean(1), aux
+        return tokens.mean(1, dtype=jnp.float32), aux
 
     def _stages(self, x: Any, train: bool, aux: dict[str, Any]) -> Any:
         block = layers.rematerialised(swin.Block, self.remat, (2,))

@@ -63,6 +63,14 @@ class Spec:
     score: str = "cosine"
 
     def __post_init__(self) -> None:
+        for name in ("embed_dim", "text_length", "vocab_size"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if not self.logit_scale_init > 0:
+            raise ValueError(
+                f"logit_scale_init must be positive, got {self.logit_scale_init!r}"
+            )
         for role, name, known in (
             ("audio tower", self.audio.kind, AUDIO_TOWERS),
             ("text tower", self.text.kind, TEXT_TOWERS),
@@ -146,7 +154,7 @@ _SMALL_TEXT = {
     "heads": 4,
     "mlp": 384,
     "position_table": 128,
-    "norm": "pre",
+    "norm": "post",
     "pool": "mean",
     "dropout": 0.0,
 }
@@ -189,6 +197,8 @@ def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
         node = tree
         for part in path:
             node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"override {key!r} goes into {part!r}, a value")
         if isinstance(value, Mapping):
             node[last] = _merged(node.get(last, {}), _nested(value))
         else:

@@ -53,7 +53,7 @@ class Kind:
     render: Render
     noun: str = ""
     attribute: str = ""
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
     name_article: bool = True
     noun_article: bool = True
 

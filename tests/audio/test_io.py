@@ -3,6 +3,7 @@
 import io as streams
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -54,22 +55,24 @@ def test_flac_stream_of_unknown_length_is_refused():
 
 @pytest.mark.parametrize("shape", ["t", "tc", "ct"])
 @pytest.mark.parametrize(
-    ("dtype", "scale", "offset"),
+    ("dtype", "scale", "offset", "atol"),
     [
-        (np.float32, 1, 0),
-        (np.float64, 1, 0),
-        (np.float16, 1, 0),
-        (np.int16, 2**15, 0),
-        (np.int32, 2**31, 0),
-        (np.uint8, 2**7, 2**7),
+        (np.float32, 1, 0, 1e-7),
+        (np.float64, 1, 0, 1e-7),
+        (np.float16, 1, 0, 3e-4),
+        (jnp.bfloat16, 1, 0, 2e-3),
+        (np.int16, 2**15, 0, 2**-15),
+        (np.int32, 2**31, 0, 1e-7),
+        (np.uint8, 2**7, 2**7, 2**-7),
     ],
 )
-def test_arrays(shape, dtype, scale, offset):
+def test_arrays(shape, dtype, scale, offset, atol):
     array = (SINE.astype(np.float64) * scale + offset).astype(dtype)
     array = {"t": array, "tc": array[:, None], "ct": np.stack([array, array])}[shape]
     wave = io.load((array, RATE_HZ), RATE_HZ)
     assert wave.dtype == np.float32 and wave.shape == SINE.shape
-    np.testing.assert_allclose(wave, SINE, rtol=0, atol=1.1 / min(scale, 2**10) or 1e-3)
+    np.testing.assert_allclose(wave, SINE, rtol=0, atol=atol)
+    np.testing.assert_array_equal(io.load((jnp.asarray(wave), RATE_HZ), RATE_HZ), wave)
 
 
 def test_resampling():

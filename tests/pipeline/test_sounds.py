@@ -54,9 +54,9 @@ def onsets(wave, rise_db=5.0, rest=18):
     found = []
     for block in range(10, len(level)):
         climbed = level[block] - level[block - 10 : block].min() > rise_db
-        if climbed and level[block] > level.max() - 16:
-            if not found or block - found[-1] > rest:
-                found.append(block)
+        rested = not found or block - found[-1] > rest
+        if climbed and rested and level[block] > level.max() - 16:
+            found.append(block)
     return found
 
 

@@ -233,3 +233,26 @@ def test_unknown_keys_of_free_sections_name_the_nearest(tmp_path):
     config.evals.kinds.templtes = ("{}",)
     with pytest.raises(ValueError, match="templates"):
         loop.train(config, tmp_path)
+
+
+def test_a_full_disk_names_the_folder_and_loses_nothing(tmp_path):
+    """A limit on file size stands in for a full disk: writing fails the same way."""
+    config = "--config=configs/quickstart.py:smoke"
+    command = [sys.executable, "-m", "clap_jax.main", config, f"--workdir={tmp_path}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    code = (
+        "import resource, runpy, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))\n"
+        "runpy.run_module('clap_jax.main', run_name='__main__', alter_sys=True)"
+    )
+    limited = [sys.executable, "-c", code, *command[3:]]
+    done = subprocess.run(
+        limited, capture_output=True, text=True, cwd=REPOSITORY, env=environment
+    )
+    assert done.returncode == 1
+    assert f"could not save" in done.stderr and str(tmp_path) in done.stderr
+    assert "File too large" in done.stderr
+    assert "run the same command again" in done.stderr
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True)
+    assert done.returncode == 0
+    assert checkpoint.find_step(tmp_path).name == "2"

@@ -1,0 +1,356 @@
+"""Batches: endless ones for training, padded ones for evaluation.
+
+Training data is one endless sequence of examples, a function of the seed alone. A global
+batch is the next so many of them, and each host makes its share of it. What is in a batch
+therefore does not depend on how many hosts, worker processes or threads there are, and
+the position in the sequence is all that a checkpoint needs.
+"""
+
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import grain
+import numpy as np
+
+from clap_jax.audio import io
+from clap_jax.pipeline.ops import (
+    Clip,
+    Clips,
+    Prepare,
+    example_generator,
+    pick_caption,
+)
+from clap_jax.pipeline.order import Order
+from clap_jax.pipeline.sources import Source
+from clap_jax.text.tokenize import Tokenizer
+
+# Batches that are put together at a time: the next one begins while the last clips of
+# this one are still being decoded.
+BATCHES_AT_A_TIME = 2
+
+# No run comes to so many examples.
+ENDLESS = 2**62
+
+
+def train_dataset(
+    sources: Sequence[tuple[Source, float | None]],
+    prepare: Prepare,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    seed: int,
+    shard: tuple[int, int] = (0, 1),
+    threads: int = 4,
+    workers: int = 0,
+    prefetch: int = 4,
+) -> "TrainDataset":
+    """Endless, shuffled, checkpointable batches.
+
+    sources: with their weights in the mixture. All None or 0: every clip is used once an
+        epoch. Else all positive: each source is reshuffled whenever it is used up.
+    batch_size: examples B of this host's batches; shard: (index, count) of the hosts.
+    threads: clips decoded at a time in each process; 0 makes batches when asked for.
+    workers: processes that make batches, 0 for threads in this one. Each has its own
+        cache. Grain starts them only where absl has parsed its flags, as `clap_jax.main`
+        does. prefetch: batches made ahead, by each worker.
+
+    A batch is a dict: `mel` float16 [B, N, F] or `wave` int16 [B, T]; `ids` int32 [B, L]
+    and `mask` bool [B, L] of a caption drawn from the clip's; `group` int32 [B], equal
+    for positives of each other; `bad` bool [B], the clip was damaged and its place was
+    taken by the next sound one (with that one's caption).
+    Raises ValueError: too few clips for a batch, weights or names that make no sense.
+    """
+    if min(batch_size, prefetch) < 1 or min(threads, workers) < 0:
+        raise ValueError(
+            f"batch_size {batch_size} and prefetch {prefetch} must be 1 or more, "
+            f"threads {threads} and workers {workers} 0 or more"
+        )
+    _check_shard(shard)
+    if not prepare.random_crop:
+        raise ValueError("training takes a Prepare with random_crop=True")
+    names = [source.name for source, _ in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two sources are named {name!r}: give each its own name")
+    order = Order(
+        [len(source) for source, _ in sources],
+        [weight for _, weight in sources],
+        names,
+        seed,
+    )
+    global_batch = batch_size * shard[1]
+    if order.examples < global_batch:
+        raise ValueError(
+            f"{order.examples} clips in {', '.join(names)} do not fill one global batch "
+            f"of {global_batch}: lower the batch size or add clips"
+        )
+    clips = [Clips(source, prepare) for source, _ in sources]
+    batches = TrainBatches(clips, order, tokenizer, batch_size, shard, threads)
+    return TrainDataset(batches, threads, workers, prefetch)
+
+
+def steps_per_epoch(sources: Sequence[tuple[Source, Any]], batch_size: int) -> int:
+    """Global batches of `batch_size` in one pass over as many clips as there are."""
+    return sum(len(source) for source, _ in sources) // batch_size
+
+
+class TrainBatches:
+    """Makes the batch that starts at any place of the sequence of examples."""
+
+    def __init__(
+        self,
+        clips: Sequence[Clips],
+        order: Order,
+        tokenizer: Tokenizer,
+        batch_size: int,
+        shard: tuple[int, int],
+        threads: int,
+    ):
+        self.order, self.global_batch = order, batch_size * shard[1]
+        self._clips, self._tokenizer = clips, tokenizer
+        self._batch_size, self._shard = batch_size, shard
+        self._decoder = Decoder(threads)
+
+    def __call__(self, first_draw: int) -> dict[str, np.ndarray]:
+        """This host's part of the global batch that starts at `first_draw`."""
+        start = int(first_draw) + self._shard[0] * self._batch_size
+        draws = range(start, start + self._batch_size)
+        places = [self.order(draw) for draw in draws]
+        found = self._fetch(places)
+
+        prepare = self._clips[0].prepare
+        audio = np.empty((self._batch_size, *prepare.shape), prepare.dtype)
+        group = np.empty(self._batch_size, np.int32)
+        captions = []
+        for row, (draw, (which, _), clip) in enumerate(zip(draws, places, found)):
+            source = self._clips[which].source
+            rng = example_generator(self.order.seed, draw)
+            captions.append(pick_caption(source.captions(clip.index), rng))
+            audio[row] = prepare.finish(clip.whole, rng)
+            group[row] = group_number(source.name, source.group(clip.index))
+        ids, mask = self._tokenizer(captions)
+        bad = np.array([clip.bad for clip in found])
+        return {
+            prepare.field: audio,
+            "ids": ids,
+            "mask": mask,
+            "group": group,
+            "bad": bad,
+        }
+
+    def blank(self) -> dict[str, np.ndarray]:
+        """Zeros with the shapes and dtypes of a batch."""
+        prepare, rows = self._clips[0].prepare, self._batch_size
+        tokens = (rows, self._tokenizer.length)
+        return {
+            prepare.field: np.zeros((rows, *prepare.shape), prepare.dtype),
+            "ids": np.zeros(tokens, np.int32),
+            "mask": np.zeros(tokens, bool),
+            "group": np.zeros(rows, np.int32),
+            "bad": np.zeros(rows, bool),
+        }
+
+    def _fetch(self, places: list[tuple[int, int]]) -> list[Clip]:
+        """Clips in the order of `places`; those that take work, in threads."""
+        found = [self._clips[which].cached(index) for which, index in places]
+        missing = [row for row, clip in enumerate(found) if clip is None]
+        results = [
+            self._decoder.start(self._clips[places[row][0]].fetch, places[row][1])
+            for row in missing
+        ]
+        for row, result in zip(missing, results, strict=True):
+            found[row] = result()
+        return found
+
+
+def group_number(source: str, group: str) -> int:
+    """A group as 31 bits; groups of different sources are different groups."""
+    return zlib.crc32(f"{source}/{group}".encode()) & 0x7FFFFFFF
+
+
+class Decoder:
+    """Threads that start when first needed; a pickled copy has its own."""
+
+    def __init__(self, threads: int):
+        self._threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        return Decoder, (self._threads,)
+
+    def start(self, function: Callable, *arguments: Any) -> Callable[[], Any]:
+        """Call `function` in a thread; calling what this returns waits for its result.
+
+        Without threads, that is when the function is called.
+        """
+        if not self._threads:
+            return partial(function, *arguments)
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._threads, "decode")
+        return self._pool.submit(function, *arguments).result
+
+
+class TrainDataset(grain.IterDataset):
+    """The endless sequence of batches; every iterator over it starts at the beginning."""
+
+    def __init__(
+        self, batches: TrainBatches, threads: int, workers: int, prefetch: int
+    ):
+        super().__init__()
+        self.batches = batches
+        self._threads, self._workers, self._prefetch = threads, workers, prefetch
+
+    def __iter__(self) -> "TrainIterator":
+        return TrainIterator(self)
+
+    def __str__(self) -> str:
+        return f"TrainDataset({self.batches.order.fingerprint()})"
+
+    def blank_batch(self) -> dict[str, np.ndarray]:
+        """Zeros with the shapes and dtypes of a batch, without touching any audio."""
+        return self.batches.blank()
+
+    def starting_at(self, draw: int) -> grain.DatasetIterator:
+        """Grain's iterator over the batches from example `draw` on."""
+        options = grain.ReadOptions(
+            num_threads=BATCHES_AT_A_TIME if self._threads else 0,
+            prefetch_buffer_size=self._prefetch if self._threads else 0,
+        )
+        dataset = grain.MapDataset.range(draw, ENDLESS, self.batches.global_batch)
+        dataset = dataset.map(self.batches).to_iter_dataset(options)
+        if self._workers:
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=self._workers, per_worker_buffer_size=self._prefetch
+                )
+            )
+        return iter(dataset)
+
+
+class TrainIterator(grain.DatasetIterator):
+    """Batches in order, and the place in the sequence as a state of two entries.
+
+    The state says nothing of threads, workers, hosts or batch size, so that a run can go
+    on with others; it does say which sequence it is a place in.
+    """
+
+    def __init__(self, dataset: TrainDataset):
+        super().__init__()
+        self._dataset, self._next_draw = dataset, 0
+        self._inner: grain.DatasetIterator | None = None
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        self._assert_not_closed()
+        self.start_prefetch()
+        batch = next(self._inner)
+        self._next_draw += self._dataset.batches.global_batch
+        return batch
+
+    def __str__(self) -> str:
+        return f"TrainIterator({self._dataset})"
+
+    def start_prefetch(self) -> None:
+        """Begin to make batches before the first is asked for."""
+        if self._inner is None:
+            self._inner = self._dataset.starting_at(self._next_draw)
+            self._inner.start_prefetch()
+
+    def get_state(self) -> dict[str, Any]:
+        """The next example's place, and the sequence it is a place in (JSON values)."""
+        order = self._dataset.batches.order
+        return {"next_draw": self._next_draw, "sequence": order.fingerprint()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go to where `get_state` was called. ValueError for another sequence's state."""
+        expected = self._dataset.batches.order.fingerprint()
+        if state["sequence"] != expected:
+            raise ValueError(
+                f"the checkpoint stands in the data [{state['sequence']}], the config "
+                f"gives [{expected}]: go on with the same data.sources and train.seed, or "
+                "begin a new run with init_from"
+            )
+        self._stop()
+        self._next_draw = int(state["next_draw"])
+
+    def close(self) -> None:
+        """Stop threads and workers."""
+        if not self._closed:
+            self._stop()
+            self._closed = True
+
+    def _stop(self) -> None:
+        if self._inner is not None:
+            self._inner.close()
+            self._inner = None
+
+
+def eval_batches(
+    source: Source,
+    prepare: Prepare,
+    batch_size: int,
+    shard: tuple[int, int] = (0, 1),
+    threads: int = 4,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every clip once and in order, in full batches, as many on each host.
+
+    batch_size: rows B of this host's batches; shard: (index, count) of the hosts.
+    Yields `mel` float16 [B, N, F] or `wave` int16 [B, T]; `index` int32 [B], the clip's,
+    -1 in rows that only fill up; `valid` bool [B], False in those and for clips that
+    cannot be read (zeros, both). A batch is decoded while the one before it is in use.
+    """
+    if prepare.random_crop:
+        raise ValueError("evaluation takes a Prepare with random_crop=False")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
+    _check_shard(shard)
+    return _eval_batches(Clips(source, prepare), batch_size, shard, threads)
+
+
+def _eval_batches(
+    clips: Clips, batch_size: int, shard: tuple[int, int], threads: int
+) -> Iterator[dict[str, np.ndarray]]:
+    decoder, pending = Decoder(threads), deque()
+    size = len(clips.source)
+    count = -(-size // (batch_size * shard[1]))
+    for batch in range(count + 1):
+        if batch < count:
+            start = (batch * shard[1] + shard[0]) * batch_size
+            index = np.arange(start, start + batch_size, dtype=np.int32)
+            index[index >= size] = -1
+            pending.append((index, [decoder.start(_load, clips, i) for i in index]))
+        if batch > 0:
+            yield _eval_batch(clips.prepare, *pending.popleft())
+
+
+def _load(clips: Clips, index: int) -> np.ndarray | None:
+    try:
+        return clips.load(int(index)) if index >= 0 else None
+    except io.AudioError:
+        return None
+
+
+def _eval_batch(
+    prepare: Prepare, index: np.ndarray, results: list[Callable]
+) -> dict[str, np.ndarray]:
+    audio = np.zeros((len(index), *prepare.shape), prepare.dtype)
+    valid = np.zeros(len(index), bool)
+    for row, result in enumerate(results):
+        whole = result()
+        if whole is not None:
+            audio[row], valid[row] = prepare.finish(whole), True
+    return {prepare.field: audio, "valid": valid, "index": index}
+
+
+def _check_shard(shard: tuple[int, int]) -> None:
+    index, count = shard
+    if not 0 <= index < count:
+        raise ValueError(
+            f"shard is {shard}, expected (index, count) with index < count"
+        )

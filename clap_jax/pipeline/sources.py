@@ -1,0 +1,83 @@
+"""What a source of clips is, and the table of the kinds there are."""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from clap_jax.pipeline.array_record import ArrayRecordSource
+from clap_jax.pipeline.manifest import ManifestSource
+from clap_jax.pipeline.synthetic import SyntheticSource
+
+
+class Source(Protocol):
+    """Clips by index. A source can be pickled, and read by several threads at a time."""
+
+    name: str
+    """Names the source in logs and errors; unique among the sources of a run."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Everything about a clip.
+
+        `audio`: a path, the bytes of an audio file, or (array, rate_hz); `captions`:
+        list of str, at least one; `tags`: list of str; `id` and `group`: str.
+        """
+
+    def captions(self, index: int) -> list[str]:
+        """Captions of a clip; like the next three, this never touches its audio."""
+
+    def tags(self, index: int) -> list[str]:
+        """Labels of a clip, maybe none."""
+
+    def group(self, index: int) -> str:
+        """Clips of one group are positives of each other."""
+
+    def id(self, index: int) -> str:
+        """What the clip is called; unique in the source."""
+
+    def description(self) -> str:
+        """One line on what the source holds."""
+
+
+SOURCES = {
+    "manifest": ManifestSource,
+    "array_record": ArrayRecordSource,
+    "synthetic": SyntheticSource,
+}
+"""Kinds of sources by the name that configs use."""
+
+
+def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
+    """Make a source from its kind, its name and the keyword arguments of its class.
+
+    Raises ValueError for unknown kinds and options, with the names that come close, for
+    missing options, and whatever the source finds wrong with its data.
+    """
+    if kind not in SOURCES:
+        raise ValueError(f"unknown kind of source: {_unknown(kind, SOURCES)}")
+    parameters = inspect.signature(SOURCES[kind]).parameters
+    allowed = [parameter for parameter in parameters if parameter != "name"]
+    problems = [_unknown(key, allowed) for key in options if key not in allowed]
+    if problems:
+        raise ValueError(
+            f"{kind} source {name!r}: unknown option {'; '.join(problems)}"
+        )
+    missing = [
+        key
+        for key in allowed
+        if parameters[key].default is inspect.Parameter.empty and key not in options
+    ]
+    if missing:
+        raise ValueError(f"{kind} source {name!r}: option {missing[0]!r} is missing")
+    source = SOURCES[kind](**options)
+    source.name = name
+    return source
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=3)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"{name!r} ({hint}known: {', '.join(known)})"

@@ -1,0 +1,242 @@
+"""Tables of clips from CSV, JSON lines, Parquet, or a folder of sounds, as columns."""
+
+import csv
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clap_jax.text import prompts
+
+SHOWN_PROBLEMS = 20
+
+SOUND_SUFFIXES = (
+    *(".aif", ".aifc", ".aiff", ".au", ".caf", ".flac"),
+    *(".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav"),
+)
+"""Files that count as sounds in a folder (lower case)."""
+
+SPLIT_FOLDERS = (
+    *("train", "training", "val", "valid", "validation"),
+    *("dev", "eval", "test"),
+)
+"""Top folders of a folder of sounds that are splits, not labels."""
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with a table; line 0 is the table as a whole."""
+
+    line: int
+    column: str
+    reason: str
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used; lists its problems by line and column."""
+
+    def __init__(self, path: str, problems: list[Problem], unit: str = "line"):
+        self.path, self.problems, self.unit = path, problems, unit
+        super().__init__(path, problems, unit)
+
+    def __str__(self) -> str:
+        lines = []
+        for line, column, reason in self.problems[:SHOWN_PROBLEMS]:
+            place = [f"{self.unit} {line}"] if line else []
+            place += [f"column {column!r}"] if column else []
+            lines.append(": ".join(filter(None, (", ".join(place), reason))))
+        if len(self.problems) == 1:
+            return f"{self.path}: {lines[0]}"
+        hidden = len(self.problems) - len(lines)
+        more = [f"... and {hidden} more"] if hidden else []
+        found = f"{self.path}: {len(self.problems)} problems"
+        return "\n  ".join([found, *lines, *more])
+
+
+@dataclass
+class Table:
+    """Columns of equal length, and where each row stands in the file."""
+
+    path: str
+    kind: str
+    folder: str  # what relative paths are relative to
+    columns: dict[str, list] = field(default_factory=dict)
+    lines: list[int] = field(default_factory=list)
+    unit: str = "line"
+
+    def error(self, *problems: Problem) -> ManifestError:
+        """The error about this table's problems, in the order of its lines."""
+        return ManifestError(self.path, sorted(problems), self.unit)
+
+
+def read(path: str | os.PathLike) -> Table:
+    """Read a table, or list a folder of sounds.
+
+    Lines are counted from 1 as an editor does (a CSV header is line 1); Parquet has rows,
+    counted from 1. Raises ManifestError with every row that cannot be parsed.
+    """
+    path = os.path.expanduser(os.fspath(path))
+    if os.path.isdir(path):
+        return _read_folder(path)
+    table = Table(path, Path(path).suffix.lower().lstrip("."), os.path.dirname(path))
+    if table.kind not in READERS:
+        known = ", ".join("." + kind for kind in READERS)
+        raise _whole(path, f"unknown kind of table, expected {known} or a folder")
+    try:
+        if os.path.getsize(path) == 0:
+            raise _whole(path, "the file is empty")
+        problems = READERS[table.kind](table)
+    except OSError as error:
+        raise _whole(path, error.strerror or str(error)) from None
+    except UnicodeDecodeError as error:
+        found = f"byte {error.object[error.start : error.start + 1]!r}"
+        raise _whole(path, f"is not UTF-8 text ({found}): save it as UTF-8") from None
+    if problems:
+        raise table.error(*problems)
+    if not table.lines:
+        raise _whole(path, "there are no rows")
+    return table
+
+
+def _whole(path: str, reason: str) -> ManifestError:
+    return ManifestError(path, [Problem(0, "", reason)])
+
+
+def _read_csv(table: Table) -> list[Problem]:
+    # utf-8-sig: spreadsheets put a byte order mark in front of the first column's name.
+    with open(table.path, encoding="utf-8-sig", newline="") as file:
+        first = file.readline()
+        delimiter = max(",\t;", key=first.count)
+        file.seek(0)
+        reader = csv.reader(file, delimiter=delimiter)
+        problems, rows, last_line = [], [], 0
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            problems += _header_problems(header)
+            last_line = reader.line_num
+            for row in reader:
+                # A quoted field may hold line breaks: a row is where it begins.
+                line, last_line = last_line + 1, reader.line_num
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    reason = f"{len(row)} fields, but the header has {len(header)}"
+                    problems.append(Problem(line, "", reason))
+                    continue
+                table.lines.append(line)
+                rows.append(row)
+        except csv.Error as error:
+            problems.append(Problem(last_line + 1, "", str(error)))
+    if not problems:
+        columns = zip(*rows, strict=True) if rows else ([] for _ in header)
+        table.columns = dict(zip(header, map(list, columns), strict=True))
+    return problems
+
+
+def _header_problems(header: list[str]) -> list[Problem]:
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    return [Problem(1, name, "two columns have this name") for name in twice]
+
+
+def _read_json_lines(table: Table) -> list[Problem]:
+    problems, rows = [], []
+    with open(table.path, encoding="utf-8-sig") as file:
+        for line, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except ValueError as error:
+                problems.append(Problem(line, "", f"is not JSON: {error}"))
+                continue
+            if not isinstance(row, dict):
+                reason = f"holds a {type(row).__name__}, expected an object {{...}}"
+                problems.append(Problem(line, "", reason))
+                continue
+            table.lines.append(line)
+            rows.append(row)
+    names = dict.fromkeys(key for row in rows for key in row)
+    table.columns = {name: [row.get(name) for row in rows] for name in names}
+    return problems
+
+
+def _read_parquet(table: Table) -> list[Problem]:
+    import pyarrow
+    from pyarrow import parquet
+
+    table.unit = "row"
+    try:
+        content = parquet.read_table(table.path)
+    except pyarrow.ArrowException as error:
+        return [Problem(0, "", f"is not a Parquet file: {error}")]
+    table.columns = {name: content[name].to_pylist() for name in content.column_names}
+    table.lines = list(range(1, content.num_rows + 1))
+    return []
+
+
+READERS = {
+    "csv": _read_csv,
+    "tsv": _read_csv,
+    "jsonl": _read_json_lines,
+    "ndjson": _read_json_lines,
+    "parquet": _read_parquet,
+}
+
+
+def _read_folder(path: str) -> Table:
+    """Sounds of a folder: their path and, from the folder they are in, a label.
+
+    Sounds right in `path` have no label, but a caption: the words of their name.
+    """
+    found = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        relative = os.path.relpath(folder, path)
+        found += [
+            Path(relative, name)
+            for name in sorted(names)
+            if not name.startswith(".")
+            and os.path.splitext(name)[1].lower() in SOUND_SUFFIXES
+        ]
+    if not found:
+        known = ", ".join(SOUND_SUFFIXES)
+        raise _whole(path, f"no sounds in this folder (files that end in {known})")
+    table = Table(path, "folder", path, unit="file")
+    table.lines = list(range(1, len(found) + 1))
+    table.columns = {"path": list(map(str, found))}
+    if all(len(file.parts) > 2 and file.parts[0] in SPLIT_FOLDERS for file in found):
+        table.columns["split"] = [file.parts[0] for file in found]
+    loose = [file for file in found if len(file.parts) == 1]
+    if not loose:
+        table.columns["label"] = [file.parts[-2] for file in found]
+    elif len(loose) == len(found):
+        table.columns["caption"] = [_words(file.stem) for file in found]
+    else:
+        raise _whole(
+            path,
+            f"{len(loose)} sounds (first: {loose[0]}) lie beside the sub-folders that "
+            "name the labels: move them into one",
+        )
+    return table
+
+
+def _words(stem: str) -> str:
+    return prompts.class_name(stem.replace("-", " ").replace(".", " ")) or stem
+
+
+def text(value: Any) -> str:
+    """A cell as text without blanks at its ends; an empty one, or none, is ""."""
+    return "" if value is None else str(value).strip()
+
+
+def texts(value: Any, separator: str = "") -> list[str]:
+    """A cell that holds several texts: a list, a JSON list, or text with separators."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            pass  # a text that happens to begin with a bracket
+    if isinstance(value, list | tuple):
+        return [text(item) for item in value]
+    parts = text(value).split(separator) if separator else [text(value)]
+    return [text(part) for part in parts]
