@@ -30,7 +30,7 @@ def default() -> ConfigDict:
     # --- what is trained -------------------------------------------------------
     # A row of `clap_jax.models.zoo.SPECS`.
     config.model = "small_transformer"
-    # Changes to that row, nested or dotted, e.g. {"audio.options.dropout": 0.1}.
+    # Changes to that row, e.g. {"audio": {"options": {"dropout": 0.1}}}.
     config.model_overrides = ConfigDict()
     # A workdir, Orbax step or saved model whose weights training starts from.
     config.init_from = ""

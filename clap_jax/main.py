@@ -5,7 +5,14 @@ The only module that defines absl flags.
 
 import os
 import sys
+from logging import INFO
 from pathlib import Path
+
+# Before numpy is imported: its matrix products are small (mel banks, in many threads
+# and workers at once), and a BLAS that starts threads for each of them is 14 times
+# slower and fights the compiled step for the cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -35,7 +42,12 @@ def main(arguments: list[str]) -> None:
         raise app.UsageError(f"unexpected argument(s): {' '.join(arguments[1:])}")
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
-    logging.get_absl_handler().setFormatter(None)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(None)
+    # Orbax tells each of its steps at our level; its warnings are welcome.
+    handler.addFilter(
+        lambda record: record.levelno > INFO or "clap_jax" in record.pathname
+    )
     # Imported here so that --help is quick and shows these flags alone.
     from clap_jax.checkpoint import CheckpointError
     from clap_jax.train import loop

@@ -15,12 +15,8 @@ from clap_jax import config as config_lib
 
 # Small enough for a test on two cores, the same code everywhere.
 SMOKE_OVERRIDES = {
-    "audio.options.width": 16,
-    "audio.options.depths": (1, 1, 1, 1),
-    "text.options.depth": 1,
-    "text.options.width": 32,
-    "text.options.mlp": 64,
-    "text.options.heads": 4,
+    "audio": {"options": {"width": 16, "depths": (1, 1, 1, 1)}},
+    "text": {"options": {"depth": 1, "width": 32, "mlp": 64, "heads": 4}},
     "tokenizer": "",
 }
 

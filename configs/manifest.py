@@ -75,7 +75,7 @@ def get_config(argument=None):
     config.checkpoint.every_steps = 500
 
     if options.smoke:
-        config.model_overrides = {"audio.options.widths": (8, 8, 8, 8)}
+        config.model_overrides = {"audio": {"options": {"widths": (8, 8, 8, 8)}}}
         config.train.batch_size = 8
         config.train.total_steps = 2
         config.train.log_steps = 1

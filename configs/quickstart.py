@@ -16,7 +16,7 @@ def get_config(argument=None):
     config.model = "small_transformer"
 
     config.train.batch_size = 64
-    config.train.total_steps = 1500
+    config.train.total_steps = 1300
     config.optim.learning_rate = 1e-3
     config.optim.warmup_percent = 8.0
 
@@ -39,10 +39,8 @@ def get_config(argument=None):
     config.checkpoint.every_steps = 250
 
     if options.smoke:
-        config.model_overrides = {
-            "audio.options.depth": 1,
-            "text.options.depth": 1,
-        }
+        smaller = {"options": {"depth": 1}}
+        config.model_overrides = {"audio": smaller, "text": smaller}
         config.train.batch_size = 8
         config.train.total_steps = 2
         config.train.log_steps = 1

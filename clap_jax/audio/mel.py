@@ -1,9 +1,7 @@
-"""Front ends as data: sizes, mel filter banks and windows, in numpy alone."""
+"""Front ends as data: sizes, mel filter banks and windows."""
 
 import dataclasses
 import functools
-from typing import Any
-
 import numpy as np
 from jaxtyping import Float
 
@@ -134,58 +132,26 @@ FRONTENDS: dict[str, Frontend] = {
     ),
 }
 
-# Slaney's scale: 3 mels per 200 Hz up to 1 kHz, then 27 mels per factor of 6.4.
-_SLANEY_HZ_PER_MEL = 200 / 3
-_SLANEY_KNEE_HZ = 1000.0
-_SLANEY_KNEE_MEL = _SLANEY_KNEE_HZ / _SLANEY_HZ_PER_MEL
-_SLANEY_LOG_STEP = np.log(6.4) / 27
-
-
-def hz_to_mel(hz: Any, scale: str) -> np.ndarray:
-    """Mels of frequencies in Hz on the "slaney" or the "htk" scale (float64)."""
-    hz = np.asarray(hz, np.float64)
-    if scale == "htk":
-        return 2595.0 * np.log10(1 + hz / 700)
-    above = np.log(np.maximum(hz, _SLANEY_KNEE_HZ) / _SLANEY_KNEE_HZ)
-    return np.where(
-        hz < _SLANEY_KNEE_HZ,
-        hz / _SLANEY_HZ_PER_MEL,
-        _SLANEY_KNEE_MEL + above / _SLANEY_LOG_STEP,
-    )
-
-
-def mel_to_hz(mel: Any, scale: str) -> np.ndarray:
-    """Frequencies in Hz of mels, the inverse of `hz_to_mel` (float64)."""
-    mel = np.asarray(mel, np.float64)
-    if scale == "htk":
-        return 700 * (10 ** (mel / 2595) - 1)
-    above = np.maximum(mel - _SLANEY_KNEE_MEL, 0) * _SLANEY_LOG_STEP
-    return np.where(
-        mel < _SLANEY_KNEE_MEL,
-        mel * _SLANEY_HZ_PER_MEL,
-        _SLANEY_KNEE_HZ * np.exp(above),
-    )
-
 
 @functools.lru_cache
 def mel_bank(frontend: Frontend) -> Float[np.ndarray, "bins F"]:
-    """Triangular mel filters: float32 [n_fft // 2 + 1, F], read-only.
+    """Triangular mel filters by librosa: float32 [n_fft // 2 + 1, F], read-only.
 
-    The same numbers as librosa.filters.mel for "slaney" and as
-    torchaudio.functional.melscale_fbanks (norm=None) for "htk". They are computed here
-    because importing librosa costs a data worker most of a second.
+    "slaney" is the reference's `LogmelFilterBank` (torchlibrosa), "htk" the fused
+    models' `torchaudio.transforms.MelSpectrogram` with its default norm=None.
     """
-    rate_hz = frontend.bank_rate_hz or frontend.rate_hz
-    bins_hz = np.linspace(0, rate_hz / 2, frontend.n_fft // 2 + 1)
-    limits = hz_to_mel([frontend.fmin_hz, frontend.fmax_hz], frontend.bank)
-    edges_hz = mel_to_hz(np.linspace(*limits, frontend.mels + 2), frontend.bank)
-    width_hz = np.diff(edges_hz)
-    distance_hz = edges_hz[None, :] - bins_hz[:, None]
-    rising = -distance_hz[:, :-2] / width_hz[:-1]
-    falling = distance_hz[:, 2:] / width_hz[1:]
-    bank = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
-    if frontend.bank == "slaney":
-        bank *= 2 / (edges_hz[2:] - edges_hz[:-2])
+    import librosa  # at first use: it takes a while to import
+
+    bank = librosa.filters.mel(
+        sr=frontend.bank_rate_hz or frontend.rate_hz,
+        n_fft=frontend.n_fft,
+        n_mels=frontend.mels,
+        fmin=frontend.fmin_hz,
+        fmax=frontend.fmax_hz,
+        htk=frontend.bank == "htk",
+        norm="slaney" if frontend.bank == "slaney" else None,
+    ).T
+    bank = np.ascontiguousarray(bank)
     bank.flags.writeable = False
     return bank
 

@@ -26,6 +26,7 @@ class _Bert(nn.Module):
     positions: str = "roberta"
     position_table: int = 514
     pad_id: int = 1
+    types: int = 1
     norm: str = "post"
     eps: float = 1e-5
     pool: str = "pooler"
@@ -78,8 +79,8 @@ class _Bert(nn.Module):
 
         x = table(self.vocab_size, "tokens")(ids)
         x = x + table(self.position_table, "positions")(position)
-        # Every text is of type 0; the row is kept because published weights have it.
-        types = self.param("types", layers.transformer_init, (1, self.width))
+        # Every text is of type 0; the table is kept because published weights have it.
+        types = self.param("types", layers.transformer_init, (self.types, self.width))
         x = layers.layer_norm(self.eps, self.dtype, "norm_embed")(x + types[0])
         return nn.Dropout(self.dropout, deterministic=not train)(x)
 

@@ -20,7 +20,7 @@ class _ConvTransformer(nn.Module):
     """See `tower`."""
 
     # Frames and mel bins of one patch.
-    patch: tuple[int, ...] = (8, 4)
+    patch: tuple[int, ...] = (4, 8)
     stem: int = 48
     width: int = 96
     depth: int = 3

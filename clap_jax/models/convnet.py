@@ -60,7 +60,10 @@ class _ConvNet(nn.Module):
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
         embedding = tokens.mean(1, dtype=jnp.float32)
         embedding = nn.Dropout(self.dropout, deterministic=not train)(embedding)
-        return embedding, {"tokens": tokens, "fine_grained": x.mean(2, dtype=jnp.float32)}
+        return embedding, {
+            "tokens": tokens,
+            "fine_grained": x.mean(2, dtype=jnp.float32),
+        }
 
 
 DEFAULTS = defaults(_ConvNet)

@@ -125,7 +125,13 @@ def _laion(name: str, htsat_options: dict[str, Any], text: str = "roberta") -> S
     options, tokenizer, vocab_size = {
         "roberta": ({}, "FacebookAI/roberta-base", 50265),
         "bert": (
-            {"positions": "bert", "position_table": 512, "pad_id": 0, "eps": 1e-12},
+            {
+                "positions": "bert",
+                "position_table": 512,
+                "pad_id": 0,
+                "types": 2,
+                "eps": 1e-12,
+            },
             "google-bert/bert-base-uncased",
             30522,
         ),
@@ -193,16 +199,10 @@ def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """{"audio.options.depth": 2} and {"audio": {"options": {"depth": 2}}} alike."""
     tree: dict[str, Any] = {}
     for key, value in overrides.items():
-        *path, last = key.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"override {key!r} goes into {part!r}, a value")
-        if isinstance(value, Mapping):
-            node[last] = _merged(node.get(last, {}), _nested(value))
-        else:
-            node[last] = value
+        value = _nested(value) if isinstance(value, Mapping) else value
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        tree = _merged(tree, value)
     return tree
 
 

@@ -241,7 +241,9 @@ def _read_index(file: str) -> list[dict[str, Any]]:
     except (RuntimeError, ValueError) as error:
         raise ArrayRecordError(f"{file}: its index is damaged: {error}") from None
     finally:
-        reader.close()
+        # Closing one that did not open raises an error without a word.
+        if reader.ok():
+            reader.close()
     if not records:
         raise ArrayRecordError(f"{file}: {_why_not(file)}")
     if not last.startswith(INDEX_MAGIC):

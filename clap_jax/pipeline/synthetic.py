@@ -425,14 +425,31 @@ class SyntheticSource:
     def __getitem__(self, index: int) -> dict:
         scene, rng = self.scene(index)
         wave = mix(stems(scene, rng, self._rate_hz, self._samples), rng)
-        partial = [] if self._split == "test" else partial_captions(scene)
         return {
             "audio": (wave, self._rate_hz),
-            "captions": captions(scene) + partial,
-            "tags": [part.kind.name for part in scene.parts],
-            "id": f"{self.name}-{self._seed}-{index}",
+            "captions": self.captions(index),
+            "tags": self.tags(index),
+            "id": self.id(index),
             "group": scene.key,
         }
+
+    def captions(self, index: int) -> list[str]:
+        """The captions of an example, without its audio."""
+        scene = self.scene(index)[0]
+        partial = [] if self._split == "test" else partial_captions(scene)
+        return captions(scene) + partial
+
+    def tags(self, index: int) -> list[str]:
+        """The names of the kinds of sound in an example."""
+        return [part.kind.name for part in self.scene(index)[0].parts]
+
+    def group(self, index: int) -> str:
+        """The key of an example's scene."""
+        return self.scene(index)[0].key
+
+    def id(self, index: int) -> str:
+        """A name for an example that no other has."""
+        return f"{self.name}-{self._seed}-{index}"
 
     def description(self) -> str:
         """One line on what the source holds."""

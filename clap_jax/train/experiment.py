@@ -52,8 +52,8 @@ class Experiment(NamedTuple):
     evaluations: dict[str, Evaluation]
     augment: Augment
 
-    def train_iterator(self) -> Any:
-        """This host's batches, endless and checkpointable."""
+    def train_dataset(self) -> loader.TrainDataset:
+        """This host's batches, endless; its iterators are checkpointable."""
         config, spec = self.config, self.spec
         where = "device" if config.data.mel == "auto" else config.data.mel
         prepare = Prepare(
@@ -62,7 +62,7 @@ class Experiment(NamedTuple):
             random_crop=True,
             cache_gib=config.data.cache_gib,
         )
-        dataset = loader.train_dataset(
+        return loader.train_dataset(
             self.sources,
             prepare,
             self.tokenizer,
@@ -73,7 +73,6 @@ class Experiment(NamedTuple):
             workers=config.data.workers,
             prefetch=config.data.prefetch,
         )
-        return iter(dataset)
 
     def examples(self) -> int:
         return sum(len(source) for source, _ in self.sources)

@@ -50,7 +50,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
     optimizer = optim.make_optimizer(config.optim, variables["params"], schedule)
     state = state_lib.make_state(variables, optimizer, config.train.ema_decay > 0)
     state = state_lib.shard_state(state, mesh)
-    iterator = experiment.train_iterator()
+    dataset = experiment.train_dataset()
+    iterator = iter(dataset)
     checkpoints = Checkpoints(
         workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.best_metric
     )
@@ -70,7 +71,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
     update = step_lib.make_step(
         loss, experiment.dual, optimizer, config.train.seed, config.train.ema_decay
     )
-    update = _compiled(update, state, experiment)
+    update = _compiled(update, state, dataset.blank_batch(), experiment)
     writer = _writer(config, workdir, total_steps, start_step)
     timer = Timer(config.train.batch_size, start_step)
     results: dict[str, Result] = {}
@@ -166,15 +167,11 @@ def write_report(experiment: Experiment, results: dict[str, Result], step: int) 
     report.print_table(results)
 
 
-def _compiled(update, state: TrainState, experiment: Experiment):
-    """Compile for the shapes of the data, and say what it costs."""
+def _compiled(update, state: TrainState, blank: dict, experiment: Experiment):
+    """Compile for the shapes of a blank batch, and say what a step costs."""
     began = time.perf_counter()
     mesh, config = experiment.mesh, experiment.config
-    # A second iterator, so that the first one stays where it is.
-    example = next(experiment.train_iterator())
-    batch = sharding.to_global(
-        {key: np.zeros_like(value) for key, value in example.items()}, mesh
-    )
+    batch = sharding.to_global(blank, mesh)
     compiled = step_lib.compile_step(update, state, batch, mesh)
     cost = compiled.cost_analysis() or {}
     logging.info(

@@ -17,13 +17,14 @@ from clap_jax import config as config_lib
 from clap_jax.train import loop
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+SHALLOW = {"options": {"depth": 1}}
 
 
 def small_config(**changes):
     """A tiny model on a few synthetic scenes; `changes` are dotted keys."""
     config = config_lib.default()
     config.model = "small_transformer"
-    config.model_overrides = {"audio.options.depth": 1, "text.options.depth": 1}
+    config.model_overrides = {"audio": SHALLOW, "text": SHALLOW}
     config.train.batch_size = 8
     config.train.total_steps = 6
     config.train.log_steps = 1
@@ -163,7 +164,7 @@ def test_eval_mode_repeats_the_last_scores(whole):
 
 def test_a_workdir_of_another_model_is_refused(whole):
     config = small_config(train__total_steps=8)
-    config.model_overrides = {"audio.options.depth": 2, "text.options.depth": 1}
+    config.model_overrides = {"audio": {"options": {"depth": 2}}, "text": SHALLOW}
     with pytest.raises(config_lib.ConfigError, match=r"audio.options.depth: 1 there, 2"):
         loop.train(config, whole)
 

@@ -1,0 +1,205 @@
+"""Manifests: tables in every format, folders of sounds, columns, filters, captions."""
+
+import json
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from clap_jax.pipeline.manifest import (
+    ManifestError,
+    ManifestSource,
+    inspect_manifest,
+)
+from clap_jax.pipeline.sources import build_source
+from tests.pipeline.clips import write_sounds, write_table
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    """A folder with 0.flac ... 5.flac."""
+    write_sounds(tmp_path, 6)
+    return tmp_path
+
+
+def save(folder, text, name="clips.csv", encoding="utf-8"):
+    path = folder / name
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def test_esc10_with_labels(shared_data):
+    path = shared_data / "esc10" / "metadata.csv"
+    source = ManifestSource(
+        path,
+        "esc10",
+        label_column="label_text",
+        templates=("{}", "the sound of {}"),
+        where={"fold": ["1", "2"]},
+        group_by="label",
+    )
+    assert len(source) == 160
+    first = source[0]
+    assert first["audio"] == str(path.parent / "audio" / "1-100032-A.ogg")
+    assert first["captions"] == ["a dog barking", "the sound of a dog barking"]
+    assert first["tags"] == ["a dog barking"] and first["group"] == "a dog barking"
+    assert first["id"] == "audio/1-100032-A.ogg"
+    assert source.description() == (
+        "esc10: 160 clips of metadata.csv (fold 1, 2), captions from labels in column "
+        "label_text, 10 labels"
+    )
+
+
+def test_esc10_columns_are_found(shared_data):
+    path = shared_data / "esc10" / "metadata.csv"
+    source = ManifestSource(path, where={"fold": 4})
+    assert len(source) == 80
+    assert source.captions(0)[0].startswith("the sound of ")
+    assert source.group(0) == source.id(0)
+
+    found = inspect_manifest(path)
+    assert found["rows"] == 320 and len(found["labels"]) == 10
+    assert (found["audio_column"], found["label_column"]) == ("path", "label_text")
+    assert found["caption_columns"] == ("caption",)
+    assert (found["split_column"], found["fold_column"]) == ("", "fold")
+    assert found["values"] == {"fold": ["1", "2", "3", "4"]}
+    assert not found["unique_captions"]
+
+
+def test_other_shared_tables_load(shared_data):
+    for name, count in (("sonicpi_cc0", 190), ("fsdk_instruments", 160), ("fsdd", 300)):
+        assert len(ManifestSource(shared_data / name / "metadata.csv")) == count
+
+
+def test_byte_order_mark_semicolons_and_case(sounds):
+    text = 'File;Caption\r\n0.flac;"one; two"\r\n1.flac;drei Glöckchen\r\n'
+    source = ManifestSource(save(sounds, text, encoding="utf-8-sig"))
+    assert [source.captions(i) for i in range(2)] == [["one; two"], ["drei Glöckchen"]]
+    assert source.id(1) == "1.flac"
+
+
+def test_formats_give_the_same_source(sounds):
+    rows = [
+        {"path": f"{i}.flac", "captions": [f"a {i}", f"b {i}"], "fold": i % 2}
+        for i in range(6)
+    ]
+    lines = "\n".join(map(json.dumps, rows)) + "\n\n"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), sounds / "clips.parquet")
+    table = "\n".join(
+        [
+            "path,caption_1,caption_2,fold",
+            *(f"{i}.flac,a {i},b {i},{i % 2}" for i in range(6)),
+        ]
+    )
+    paths = [
+        save(sounds, lines, "clips.jsonl"),
+        sounds / "clips.parquet",
+        save(sounds, table),
+        save(sounds, table.replace(",", "\t"), "clips.tsv"),
+    ]
+    wanted = None
+    for path in paths:
+        source = ManifestSource(path, where={"fold": [1]})
+        examples = [source[i] for i in range(len(source))]
+        wanted = wanted or examples
+        assert examples == wanted
+    assert [example["id"] for example in wanted] == ["1.flac", "3.flac", "5.flac"]
+    assert wanted[0]["captions"] == ["a 1", "b 1"]
+
+
+def test_inspect_finds_unique_captions(sounds):
+    found = inspect_manifest(write_table(sounds, 3))
+    assert found["unique_captions"] and found["label_column"] == ""
+    assert found["caption_columns"] == ("caption_1", "caption_2")
+
+
+def test_blank_extra_captions_are_left_out(sounds):
+    source = ManifestSource(
+        save(sounds, "path,caption_1,caption_2\n0.flac,one,\n1.flac,two,deux\n")
+    )
+    assert [source.captions(i) for i in range(2)] == [["one"], ["two", "deux"]]
+
+
+def test_several_labels(sounds):
+    source = ManifestSource(
+        save(sounds, 'path,tags\n0.flac,"Dog_bark, rain"\n1.flac,rain\n'),
+        separator=",",
+        templates=("{}", "{} can be heard"),
+        group_by="label",
+    )
+    assert source.tags(0) == ["Dog_bark", "rain"]
+    assert source.captions(0) == [
+        *("dog bark", "dog bark can be heard"),
+        *("rain", "rain can be heard"),
+    ]
+    assert (source.group(0), source.group(1)) == ("Dog_bark|rain", "rain")
+
+
+def test_rows_of_one_file_are_merged_on_request(sounds):
+    path = save(sounds, "path,caption\n0.flac,a\n1.flac,b\n0.flac,c\n0.flac,a\n")
+    source = ManifestSource(path, merge_rows=True)
+    assert [source.captions(i) for i in range(len(source))] == [["a", "c"], ["b"]]
+    with pytest.raises(ManifestError, match=r"line 4.*in line 2 already.*merge_rows"):
+        ManifestSource(path)
+
+
+def test_audio_folder_and_absolute_paths(tmp_path):
+    write_sounds(tmp_path / "sounds", 2)
+    absolute = tmp_path / "sounds" / "1.flac"
+    path = save(tmp_path, f"path,caption\n0.flac,a\n{absolute},b\n")
+    source = ManifestSource(path, audio_folder=str(tmp_path / "sounds"))
+    assert source[0]["audio"] == str(tmp_path / "sounds" / "0.flac")
+    assert source[1]["audio"] == str(absolute)
+
+
+def test_folder_with_labels(tmp_path):
+    for label in ("dog_bark", "rain"):
+        write_sounds(tmp_path / label, 2)
+    write_sounds(tmp_path / ".hidden", 1)
+    (tmp_path / "rain" / "notes.txt").write_text("no sound")
+    source = ManifestSource(tmp_path, group_by="label", templates=("hear {}",))
+    assert [source.id(i) for i in range(4)] == [
+        *("dog_bark/0.flac", "dog_bark/1.flac"),
+        *("rain/0.flac", "rain/1.flac"),
+    ]
+    assert source.tags(0) == ["dog_bark"] and source.captions(0) == ["hear dog bark"]
+    assert inspect_manifest(tmp_path)["kind"] == "folder"
+
+
+def test_folder_with_splits(tmp_path):
+    for place in ("train/dog", "train/rain", "test/dog"):
+        write_sounds(tmp_path / place, 2)
+    assert len(ManifestSource(tmp_path, where={"split": "test"})) == 2
+    found = inspect_manifest(tmp_path)
+    assert found["values"] == {"split": ["test", "train"]}
+    assert found["labels"] == ["dog", "rain"]
+
+
+def test_folder_of_named_sounds(tmp_path):
+    write_sounds(tmp_path, 1, "wav")
+    (tmp_path / "0.wav").rename(tmp_path / "Slow_church-bell.WAV")
+    source = ManifestSource(tmp_path)
+    assert source.captions(0) == ["slow church bell"] and source.tags(0) == []
+
+
+def test_many_files_in_a_folder(tmp_path):
+    path = write_table(tmp_path, 40)
+    assert len(ManifestSource(path)) == 40
+    (tmp_path / "33.flac").unlink()
+    with pytest.raises(
+        ManifestError, match=r"line 35, column 'path': there is no file"
+    ):
+        ManifestSource(path)
+    assert len(ManifestSource(path, check_files=False)) == 40
+
+
+def test_build_source(sounds):
+    path = str(write_table(sounds, 2))
+    source = build_source("manifest", "mine", {"path": path})
+    assert source.name == "mine" and source.description().startswith("mine: 2 clips")
+    with pytest.raises(ValueError, match="'group' .did you mean 'group_by'"):
+        build_source("manifest", "mine", {"path": path, "group": "label"})
+    with pytest.raises(ValueError, match="'manifst' .did you mean 'manifest'"):
+        build_source("manifst", "mine", {})
+    with pytest.raises(ValueError, match="option 'path' is missing"):
+        build_source("manifest", "mine", {})
