@@ -8,12 +8,6 @@ import sys
 from logging import INFO
 from pathlib import Path
 
-# Before numpy is imported: its matrix products are small (mel banks, in many threads
-# and workers at once), and a BLAS that starts threads for each of them is 14 times
-# slower and fights the compiled step for the cores.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 from absl import app, flags, logging
 from ml_collections import config_flags
 

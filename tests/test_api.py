@@ -4,14 +4,14 @@ import os
 import subprocess
 import sys
 
-import clap_jax
 import numpy as np
 import pytest
 import soundfile
+
+import clap_jax
 from clap_jax import checkpoint
 from clap_jax.audio import io
 from clap_jax.train import loop
-
 from tests.train.test_loop import small_config
 
 
@@ -89,7 +89,9 @@ def test_text_similarity_and_classes(clap, files):
     texts = ["a dog barking", "a low tone, then a loud siren"]
     zt = clap.embed_text(texts)
     np.testing.assert_allclose(np.linalg.norm(zt, axis=1), 1, rtol=1e-5)
-    np.testing.assert_array_equal(clap.embed_text(texts[0])[0], clap.embed_text(texts)[0])
+    np.testing.assert_array_equal(
+        clap.embed_text(texts[0])[0], clap.embed_text(texts)[0]
+    )
     scores = clap.similarity(files[:3], texts)
     scale = np.exp(clap.variables["params"]["logit_scale_a"])
     np.testing.assert_allclose(
@@ -110,7 +112,9 @@ def test_save_and_load_give_the_same_vectors(clap, files, tmp_path):
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert names == {"spec.json", "model.safetensors", "tokenizer"}
     again = clap_jax.load(tmp_path / "model")
-    np.testing.assert_array_equal(again.embed_audio(files[0]), clap.embed_audio(files[0]))
+    np.testing.assert_array_equal(
+        again.embed_audio(files[0]), clap.embed_audio(files[0])
+    )
     np.testing.assert_array_equal(again.embed_text("a bell"), clap.embed_text("a bell"))
 
 

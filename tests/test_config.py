@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+
 from clap_jax import config as config_lib
 
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from clap_jax import config as config_lib
 from clap_jax.train import loop
 
@@ -20,11 +21,14 @@ def get_config(path: Path, argument: str):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_smoke_run_trains_and_reports(path, tmp_path, shared_data):
-    data = f"{shared_data / 'esc10' / 'metadata.csv'}," if path.stem == "manifest" else ""
+    data = (
+        f"{shared_data / 'esc10' / 'metadata.csv'}," if path.stem == "manifest" else ""
+    )
     config = get_config(path, f"{data}smoke")
     loop.train(config, tmp_path)
     lines = [
-        json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
     ]
     assert any("train/loss" in line for line in lines)
     assert (tmp_path / "results.json").exists()

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from clap_jax import metrics
 from clap_jax.metrics import Mean
 

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from clap_jax import sharding
 from jax.sharding import PartitionSpec
+
+from clap_jax import sharding
 
 
 def test_mesh_takes_every_device():

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+
 from clap_jax.writer import Writer, clock
 
 

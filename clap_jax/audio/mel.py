@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+
 import numpy as np
 from jaxtyping import Float
 

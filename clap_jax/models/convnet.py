@@ -38,6 +38,7 @@ class _ConvNet(nn.Module):
     patch: tuple[int, ...] = (2, 2)
     widths: tuple[int, ...] = (16, 32, 64, 128)
     groups: int = 8
+    pool: str = "mean_max"
     dropout: float = 0.1
     mean_db: float = -40.0
     std_db: float = 20.0
@@ -58,11 +59,14 @@ class _ConvNet(nn.Module):
             x = nn.avg_pool(x, (2, 2), (2, 2)) if i else x
             x = block(width, self.groups, self.dtype, name=f"block{i}")(x)
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
-        embedding = tokens.mean(1, dtype=jnp.float32)
+        time = x.mean(2, dtype=jnp.float32)
+        embedding = time.mean(1)
+        if self.pool == "mean_max":
+            embedding = embedding + time.max(1)
         embedding = nn.Dropout(self.dropout, deterministic=not train)(embedding)
         return embedding, {
             "tokens": tokens,
-            "fine_grained": x.mean(2, dtype=jnp.float32),
+            "fine_grained": time,
         }
 
 

@@ -37,6 +37,8 @@ def from_linen(module: nn.Module) -> Tower:
     out of the one key that `apply` gets.
     """
 
+    # Traced as a whole: the forward pass that finds the shapes is then never run.
+    @jax.jit
     def init(key: jax.Array, example: Any) -> dict[str, Any]:
         collections = module.init({"params": key}, example, False)
         return {

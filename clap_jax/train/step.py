@@ -85,7 +85,7 @@ def make_step(
         one = jnp.float32(1)
         measured = {
             "loss": mean,
-            "grad_norm": Mean(optax.global_norm(gradients), one),
+            "grad_norm": Mean(optax.tree.norm(gradients), one),
             "logit_scale": Mean(jnp.exp(params["logit_scale_a"]), one),
         }
         return TrainState(

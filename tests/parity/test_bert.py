@@ -1,6 +1,7 @@
 """The BERT text tower and its head, from the oracle of LAION's PANN-14 with BERT."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from clap_jax.convert import laion_clap, rules
@@ -12,8 +13,8 @@ def test_bert_tower_and_head(oracle):
     spec = zoo.get_spec("laion_htsat_tiny_bert")
     tower = bert.tower(spec.text.options, spec.vocab_size)
     head = heads.tower(spec.head, spec.embed_dim)
-    ids = reference.io["in/input_ids"].astype(np.int32)
-    mask = reference.io["in/attention_mask"].astype(bool)
+    ids = jnp.asarray(reference.io["in/input_ids"], jnp.int32)
+    mask = jnp.asarray(reference.io["in/attention_mask"], bool)
     source = {
         key: array
         for key, array in reference.weights().items()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clap_jax.pipeline import sounds
-from clap_jax.pipeline.synthetic import CATALOGUE, KINDS, render
+from clap_jax.pipeline.scenes import CATALOGUE, KINDS, render
 
 RATE_HZ = 16_000
 SAMPLES = 40_960  # 2.56 s

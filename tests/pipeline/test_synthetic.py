@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from clap_jax.pipeline import sounds, synthetic
+from clap_jax.pipeline import scenes, sounds, synthetic
 from clap_jax.pipeline.synthetic import CATALOGUE, KINDS, SyntheticSource
 
 RATE_HZ, SAMPLES = 16_000, 40_960
@@ -42,7 +42,7 @@ def training_scenes():
 
 @pytest.fixture(scope="module")
 def every_scene():
-    return [scene for form in FORMS for scene in synthetic.scenes(form)]
+    return [scene for form in FORMS for scene in scenes.scenes(form)]
 
 
 # --- examples ---
@@ -163,7 +163,7 @@ def test_training_reaches_every_kind_and_value_in_every_place(training_scenes):
             for form, place in places:
                 if form == "single" and all(
                     scene.held_out
-                    for scene in synthetic.scenes("single")
+                    for scene in scenes.scenes("single")
                     if (scene.parts[0].kind, scene.parts[0].value) == (kind, value)
                 ):
                     continue  # both loudnesses of this single sound are held out
@@ -195,7 +195,7 @@ def test_test_scenes_are_new_combinations_of_known_parts(training_scenes):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_no_test_description_entails_another(seed):
-    tested = synthetic.held_out_scenes(seed)
+    tested = scenes.held_out_scenes(seed)
     singles = [scene.parts[0] for scene in tested if scene.form == "single"]
     assert len(singles) == 6
     for scene in tested:
@@ -218,7 +218,7 @@ def test_kinds_are_spread_evenly():
 
 def test_the_hash_is_pinned():
     """Another hash would move scenes between training and test unnoticed."""
-    assert synthetic.stable_hash("rain:loud") == pytest.approx(0.3562220689927983)
+    assert scenes.stable_hash("rain:loud") == pytest.approx(0.3562220689927983)
 
 
 # --- captions ---
@@ -227,7 +227,7 @@ def test_the_hash_is_pinned():
 def test_captions_read_well(every_scene):
     plurals = {f"{kind.noun}s" for kind in CATALOGUE if kind.attribute == "count"}
     for scene in every_scene:
-        for caption in synthetic.captions(scene) + synthetic.partial_captions(scene):
+        for caption in scenes.captions(scene) + scenes.partial_captions(scene):
             assert re.fullmatch(r"[a-z]+([ -][a-z]+|, [a-z]+)*", caption), caption
             assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", caption), caption
             for count in re.findall(
@@ -239,14 +239,14 @@ def test_captions_read_well(every_scene):
 def test_full_captions_say_all_of_the_key_and_partial_ones_only_the_kind(every_scene):
     for scene in every_scene:
         for (_, wording), caption in zip(
-            synthetic.TEMPLATES[scene.form], synthetic.captions(scene), strict=True
+            scenes.TEMPLATES[scene.form], scenes.captions(scene), strict=True
         ):
-            words = synthetic.WORDINGS[wording]
+            words = scenes.WORDINGS[wording]
             for part in scene.parts:
                 for value in filter(None, (part.value, part.loudness)):
                     assert words.get(value, value) in caption
                 assert part.kind.noun in caption
-        for caption in synthetic.partial_captions(scene):
+        for caption in scenes.partial_captions(scene):
             assert scene.parts[0].kind.name in caption
             assert not set(caption.split()) & {"loud", "quiet", "low", "high", "one"}
 
@@ -254,7 +254,7 @@ def test_full_captions_say_all_of_the_key_and_partial_ones_only_the_kind(every_s
 def test_captions_of_different_scenes_differ(every_scene):
     owner = {}
     for scene in every_scene:
-        for caption in synthetic.captions(scene):
+        for caption in scenes.captions(scene):
             assert owner.setdefault(caption, scene.key) == scene.key
     assert len({scene.key for scene in every_scene}) == len(every_scene)
 
@@ -287,10 +287,10 @@ def test_partial_captions_are_for_single_training_sounds():
 )
 def test_examples_of_captions(form, parts, expected):
     parts = tuple(
-        synthetic.Part(CATALOGUE[KINDS.index(name)], value, loudness)
+        scenes.Part(CATALOGUE[KINDS.index(name)], value, loudness)
         for name, value, loudness in parts
     )
-    assert synthetic.captions(synthetic.Scene(form, parts))[0] == expected
+    assert scenes.captions(scenes.Scene(form, parts))[0] == expected
 
 
 # --- truth of the captions, measured ---

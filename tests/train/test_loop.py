@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+
 from clap_jax import checkpoint
 from clap_jax import config as config_lib
 from clap_jax.train import loop
@@ -38,18 +39,25 @@ def small_config(**changes):
         "batch_size": 8,
     }
     config.checkpoint.every_steps = 2
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    config.update_from_flattened_dict(
+        {k.replace("__", "."): v for k, v in changes.items()}
+    )
     return config
 
 
 def lines(workdir):
     return [
-        json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (workdir / "metrics.jsonl").read_text().splitlines()
     ]
 
 
 def losses(workdir):
-    return {line["step"]: line["train/loss"] for line in lines(workdir) if "train/loss" in line}
+    return {
+        line["step"]: line["train/loss"]
+        for line in lines(workdir)
+        if "train/loss" in line
+    }
 
 
 def scores(workdir):
@@ -58,7 +66,9 @@ def scores(workdir):
 
 
 def assert_same_variables(first, second):
-    first, second = (checkpoint.load_variables(folder, raw=True) for folder in (first, second))
+    first, second = (
+        checkpoint.load_variables(folder, raw=True) for folder in (first, second)
+    )
     assert jax.tree.structure(first) == jax.tree.structure(second)
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second)):
         np.testing.assert_array_equal(a, b)
@@ -75,7 +85,13 @@ def whole(tmp_path_factory):
 def test_a_run_leaves_everything(whole):
     assert sorted(losses(whole)) == [1, 2, 3, 4, 5, 6]
     assert sorted(scores(whole)) == [2, 4, 6]
-    for name in ("config.json", "spec.json", "tokenizer", "results.json", "report.html"):
+    for name in (
+        "config.json",
+        "spec.json",
+        "tokenizer",
+        "results.json",
+        "report.html",
+    ):
         assert (whole / name).exists(), name
     assert len(list((whole / "plots").glob("*.png"))) >= 2
     kept = sorted(int(path.name) for path in (whole / "checkpoints").iterdir())
@@ -108,7 +124,12 @@ def test_resume_in_process_is_bit_exact(whole, tmp_path, monkeypatch, stop):
 
 def test_kill_9_at_random_moments_is_bit_exact(tmp_path):
     command = [
-        *(sys.executable, "-m", "clap_jax.main", "--config=configs/quickstart.py:smoke"),
+        *(
+            sys.executable,
+            "-m",
+            "clap_jax.main",
+            "--config=configs/quickstart.py:smoke",
+        ),
         *("--config.train.total_steps=60", "--config.checkpoint.every_steps=5"),
         "--config.train.log_steps=1",
     ]
@@ -165,7 +186,9 @@ def test_eval_mode_repeats_the_last_scores(whole):
 def test_a_workdir_of_another_model_is_refused(whole):
     config = small_config(train__total_steps=8)
     config.model_overrides = {"audio": {"options": {"depth": 2}}, "text": SHALLOW}
-    with pytest.raises(config_lib.ConfigError, match=r"audio.options.depth: 1 there, 2"):
+    with pytest.raises(
+        config_lib.ConfigError, match=r"audio.options.depth: 1 there, 2"
+    ):
         loop.train(config, whole)
 
 
@@ -186,9 +209,13 @@ def test_init_from_fills_what_the_pattern_names(whole, tmp_path):
     config.train.total_steps = 1
     config.optim.learning_rate = 0.0
     loop.train(config, tmp_path)
-    started, source = checkpoint.load_variables(tmp_path, raw=True), checkpoint.load_variables(whole)
+    started, source = (
+        checkpoint.load_variables(tmp_path, raw=True),
+        checkpoint.load_variables(whole),
+    )
     for a, b in zip(
-        jax.tree.leaves(started["params"]["text"]), jax.tree.leaves(source["params"]["text"])
+        jax.tree.leaves(started["params"]["text"]),
+        jax.tree.leaves(source["params"]["text"]),
     ):
         np.testing.assert_allclose(a, b, rtol=1e-6)
     assert not np.allclose(
@@ -251,7 +278,7 @@ def test_a_full_disk_names_the_folder_and_loses_nothing(tmp_path):
         limited, capture_output=True, text=True, cwd=REPOSITORY, env=environment
     )
     assert done.returncode == 1
-    assert f"could not save" in done.stderr and str(tmp_path) in done.stderr
+    assert "could not save" in done.stderr and str(tmp_path) in done.stderr
     assert "File too large" in done.stderr
     assert "run the same command again" in done.stderr
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True)

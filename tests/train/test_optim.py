@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 from clap_jax import config as config_lib
 from clap_jax.train import optim
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 from clap_jax import sharding
 from clap_jax.audio.augment import Augment
 from clap_jax.metrics import Mean
