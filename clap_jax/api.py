@@ -67,12 +67,11 @@ class Clap:
         self._encoder = ModelEncoder(
             spec,
             dual,
-            _checked(variables, dual, spec),
             tokenizer,
             # One device: a call holds a few clips, not a global batch.
             mesh=sharding.make_mesh(devices=jax.local_devices()[:1]),
             batch_size=batch_size,
-        )
+        ).using(_checked(variables, dual, spec))
 
     def embed_audio(self, audio: Audio | Sequence[Audio]) -> np.ndarray:
         """Embed sounds of any length, rate and channel count.

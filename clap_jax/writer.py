@@ -60,6 +60,16 @@ class Writer:
         self._file.close()
 
 
+class Silent:
+    """The writer of every process but the first: takes the same calls, writes nothing."""
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def drop_after(path: Path, step: int) -> None:
     """Keep the lines of `path` up to and with `step`; drop later and broken ones."""
     if not path.exists():

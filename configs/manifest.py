@@ -99,7 +99,7 @@ def split_rows(table, test, validation):
     unknown = held_out - set(names)
     if unknown:
         raise config_lib.ConfigError(
-            f"{table[column]} has no value {sorted(unknown)[0]!r}; it has {names}"
+            f"{table[column]} has no value {min(unknown)!r}; it has {names}"
         )
     train = [name for name in names if name not in held_out]
     return {table[column]: train}, {table[column]: [validation or test]}

@@ -3,13 +3,22 @@
 import importlib.util
 import json
 import os
+import tempfile
 from pathlib import Path
+
+# Equal programs are compiled once over all tests and the processes that they start.
+CACHE = tempfile.TemporaryDirectory(prefix="clap_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
 
 # Eight virtual CPU devices, set before the first use of a backend, so that every
 # multi-device number is checked in the ordinary test run.
 jax.config.update("jax_num_cpu_devices", 8)
+# One execution at a time: with fewer cores than devices, two steps in flight would wait
+# for each other's threads in their collectives, for ever.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 from jaxtyping import install_import_hook
 

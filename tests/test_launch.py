@@ -16,6 +16,7 @@ def dry_run(script, *arguments, cwd, **environment):
     return subprocess.run(
         [cwd / "launch" / script, "--dry-run", *arguments],
         capture_output=True,
+        check=False,
         text=True,
         cwd="/",
         env=os.environ | environment,

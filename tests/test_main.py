@@ -12,6 +12,7 @@ def run(*arguments, cwd=REPOSITORY):
     return subprocess.run(
         [sys.executable, "-m", "clap_jax.main", *map(str, arguments)],
         capture_output=True,
+        check=False,
         text=True,
         cwd=cwd,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},

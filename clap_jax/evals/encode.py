@@ -4,6 +4,7 @@ Every call runs at one of a few static batch shapes, so that nothing is compiled
 and a clip's vector does not depend on its neighbours.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -27,6 +28,8 @@ from clap_jax.text.tokenize import Tokenizer
 class ModelEncoder:
     """Encodes with one set of variables; satisfies `evals.base.Encoder`.
 
+    It has none until `using` gives them; what is compiled is kept over all of them.
+
     Args:
         batch_size: rows of the largest batch. Smaller calls run at a quarter, a
             sixteenth, ... of it (rounded up to the number of devices).
@@ -37,7 +40,6 @@ class ModelEncoder:
         self,
         spec: zoo.Spec,
         dual: Dual,
-        variables: dict[str, Any],
         tokenizer: Tokenizer,
         *,
         mesh: Mesh | None = None,
@@ -46,9 +48,6 @@ class ModelEncoder:
     ):
         self.spec, self._dual, self._tokenizer = spec, dual, tokenizer
         self._mesh = sharding.make_mesh() if mesh is None else mesh
-        self._variables = jax.device_put(
-            variables, sharding.fsdp_sharding(variables, self._mesh)
-        )
         self._threads = threads
         devices = self._mesh.size
         largest = -(-batch_size // devices) * devices
@@ -58,6 +57,14 @@ class ModelEncoder:
             self._batch_sizes.append(max(-(-smaller // devices) * devices, devices))
         self._encode_wave = jax.jit(partial(_encode_wave, spec, dual))
         self._encode_text = jax.jit(partial(_encode_text, dual))
+
+    def using(self, variables: dict[str, Any]) -> "ModelEncoder":
+        """This encoder with these variables, put where the mesh wants them."""
+        encoder = copy.copy(self)
+        encoder._variables = jax.device_put(
+            variables, sharding.fsdp_sharding(variables, self._mesh)
+        )
+        return encoder
 
     @property
     def scale(self) -> float:

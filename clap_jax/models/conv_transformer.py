@@ -1,6 +1,6 @@
 """A small transformer over a convolutional stem, for short clips and small machines.
 
-0.5 M parameters at its defaults; measured to learn captioned scenes from scratch in
+0.4 M parameters at its defaults; measured to learn captioned scenes from scratch in
 minutes on two CPU cores.
 """
 

@@ -40,6 +40,7 @@ class _ConvNet(nn.Module):
     groups: int = 8
     pool: str = "mean_max"
     dropout: float = 0.1
+    range_db: float = 0.0
     mean_db: float = -40.0
     std_db: float = 20.0
     dtype: Any = jnp.float32
@@ -51,7 +52,11 @@ class _ConvNet(nn.Module):
     ) -> tuple[Float[Array, "B D"], dict[str, Any]]:
         cell = 2 ** (len(self.widths) - 1)
         x = layers.fit(x, cell * self.patch[0], cell * self.patch[1], FLOOR_DB)
-        x = (x - self.mean_db) / self.std_db
+        if self.range_db:
+            x = jnp.maximum(x - x.max((1, 2), keepdims=True), -self.range_db)
+            x = 1 + 2 * x / self.range_db
+        else:
+            x = (x - self.mean_db) / self.std_db
         x = layers.patches(x[..., None], self.patch)
         x = nn.Dense(self.widths[0], dtype=self.dtype, name="stem")(x)
         block = layers.rematerialised(_ResidualBlock, self.remat, ())
@@ -63,11 +68,10 @@ class _ConvNet(nn.Module):
         embedding = time.mean(1)
         if self.pool == "mean_max":
             embedding = embedding + time.max(1)
+        elif self.pool != "mean":
+            raise ValueError(f"pool must be mean or mean_max, got {self.pool!r}")
         embedding = nn.Dropout(self.dropout, deterministic=not train)(embedding)
-        return embedding, {
-            "tokens": tokens,
-            "fine_grained": time,
-        }
+        return embedding, {"tokens": tokens, "fine_grained": time}
 
 
 DEFAULTS = defaults(_ConvNet)
@@ -80,8 +84,9 @@ def tower(
 
     Input log-mel in dB [B, N, F], normalised by the fixed `mean_db` and `std_db`.
     Any clip length will do; frames and mels are cropped or padded to whole cells
-    (`layers.fit`). Embedding [B, D] is the mean over time and frequency, with
-    `dropout` in training; aux: "tokens" [B, L, D], "fine_grained" [B, time, D].
+    (`layers.fit`). Embedding [B, D]: mean over frequency, then the mean
+    over time (`pool="mean"`), plus its maximum with "mean_max"; `dropout` applies in
+    training. aux: "tokens" [B, L, D], "fine_grained" [B, time, D].
     `remat="blocks"` recomputes each residual block in the backward pass.
     """
     return from_linen(_ConvNet(**options, dtype=jnp.dtype(dtype), remat=remat))

@@ -167,7 +167,7 @@ _SMALL_TEXT = {
 
 
 def _small(name: str, frontend: str, audio: TowerSpec, scale: float) -> Spec:
-    """A model of about half a million parameters that trains on a laptop."""
+    """A model of about 0.7 M parameters that trains on a laptop."""
     return Spec(
         name=name,
         frontend=FRONTENDS[frontend],

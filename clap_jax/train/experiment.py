@@ -7,6 +7,8 @@ it from the first checkpoint on.
 
 import dataclasses
 import itertools
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +37,8 @@ class Evaluation(NamedTuple):
     """One entry of the config's `evals`."""
 
     evaluator: Any
+    encoder: ModelEncoder  # compiled once, takes new variables each time
     every_steps: int  # 0: only at the end
-    batch_size: int
 
 
 class Experiment(NamedTuple):
@@ -90,22 +92,27 @@ class Experiment(NamedTuple):
             str(folder),
         )
 
+    def due(self, step: int, last: bool) -> list[str]:
+        """The evaluations that are to run at `step`."""
+        return [
+            name
+            for name, evaluation in self.evaluations.items()
+            if last or every(evaluation.every_steps, step)
+        ]
+
     def evaluate(self, variables: Any, names: list[str]) -> dict[str, Result]:
         """Run the named evaluations."""
-        results = {}
-        for name in names:
-            evaluation = self.evaluations[name]
-            encoder = ModelEncoder(
-                self.spec,
-                self.dual,
-                variables,
-                self.tokenizer,
-                mesh=self.mesh,
-                batch_size=evaluation.batch_size,
-                threads=self.config.data.threads,
+        return {
+            name: self.evaluations[name].evaluator.run(
+                self.evaluations[name].encoder.using(variables)
             )
-            results[name] = evaluation.evaluator.run(encoder)
-        return results
+            for name in names
+        }
+
+
+def every(steps: int, step: int) -> bool:
+    """Whether something that happens every so many steps (0: never) does at `step`."""
+    return steps > 0 and step % steps == 0
 
 
 def build(config: ConfigDict, workdir: Path) -> Experiment:
@@ -128,16 +135,21 @@ def build(config: ConfigDict, workdir: Path) -> Experiment:
     tokenizer = _tokenizer(config, spec, workdir, [source for source, _ in sources])
     spec = dataclasses.replace(spec, vocab_size=tokenizer.vocab_size)
     _keep_spec(spec, workdir)
+    dual = zoo.build(spec, dtype=config.precision, remat=config.remat)
+    encoder = partial(
+        ModelEncoder, spec, dual, tokenizer, mesh=mesh, threads=config.data.threads
+    )
     return Experiment(
         config=config,
         workdir=workdir,
         mesh=mesh,
         spec=spec,
-        dual=zoo.build(spec, dtype=config.precision, remat=config.remat),
+        dual=dual,
         tokenizer=tokenizer,
         sources=sources,
         evaluations={
-            name: _evaluation(name, section) for name, section in config.evals.items()
+            name: _evaluation(name, section, encoder)
+            for name, section in config.evals.items()
         },
         augment=config_lib.build(Augment, config.augment, "augment"),
     )
@@ -156,7 +168,7 @@ def _source(section: Any, where: str, weighted: bool) -> tuple[Source, float]:
     return source, weight
 
 
-def _evaluation(name: str, section: Any) -> Evaluation:
+def _evaluation(name: str, section: Any, encoder: Callable) -> Evaluation:
     where = f"evals.{name}"
     options = dict(config_lib.plain(section))
     missing = [key for key in ("kind", "source") if key not in options]
@@ -166,7 +178,7 @@ def _evaluation(name: str, section: Any) -> Evaluation:
     every_steps = options.pop("every_steps", 0)
     batch_size = options.pop("batch_size", 64)
     evaluator = build_evaluator(options.pop("kind"), source, options)
-    return Evaluation(evaluator, every_steps, batch_size)
+    return Evaluation(evaluator, encoder(batch_size=batch_size), every_steps)
 
 
 def _tokenizer(

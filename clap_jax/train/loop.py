@@ -1,24 +1,27 @@
 """The training loop. Read `train` from top to bottom."""
 
+import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 from absl import logging
 from ml_collections import ConfigDict
 
+from clap_jax import checkpoint, metrics, sharding
 from clap_jax import config as config_lib
-from clap_jax import metrics, sharding
 from clap_jax.checkpoint import Checkpoints
 from clap_jax.evals import Result, report
 from clap_jax.train import experiment as experiment_lib
 from clap_jax.train import optim
 from clap_jax.train import state as state_lib
 from clap_jax.train import step as step_lib
-from clap_jax.train.experiment import Experiment
+from clap_jax.train.experiment import Experiment, every
 from clap_jax.train.state import TrainState
-from clap_jax.writer import Writer, clock
+from clap_jax.writer import Silent, Writer, clock
 
 # The share of bad clips is judged against at least so many, so that one broken clip in
 # the first batch does not stop a run.
@@ -51,77 +54,62 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
     state = state_lib.make_state(variables, optimizer, config.train.ema_decay > 0)
     state = state_lib.shard_state(state, mesh)
     dataset = experiment.train_dataset()
-    iterator = iter(dataset)
-    checkpoints = Checkpoints(
-        workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.best_metric
-    )
-    restored_step = checkpoints.latest_step()
-    if restored_step is not None:
-        state = state_lib.restored(state, checkpoints, iterator)
-        logging.info("resumed from step %d", restored_step)
-    start_step = restored_step or 0
 
-    # --- compile before the first step --------------------------------------------
-    loss = step_lib.make_loss(
-        experiment.dual,
-        experiment.spec.frontend,
-        experiment.augment,
-        config.loss.multi_positive,
-    )
-    update = step_lib.make_step(
-        loss, experiment.dual, optimizer, config.train.seed, config.train.ema_decay
-    )
-    update = _compiled(update, state, dataset.blank_batch(), experiment)
-    writer = _writer(config, workdir, total_steps, start_step)
-    timer = Timer(config.train.batch_size, start_step)
-    results: dict[str, Result] = {}
-    scores: dict[str, float] = {}
+    with contextlib.ExitStack() as opened:
+        iterator = opened.enter_context(contextlib.closing(iter(dataset)))
+        checkpoints = opened.enter_context(_checkpoints(config, workdir))
+        start_step = checkpoints.latest_step() or 0
+        if start_step:
+            state = state_lib.restored(state, checkpoints, iterator)
+            logging.info("resumed from step %d", start_step)
 
-    for step in range(start_step, total_steps + 1):
-        last = step == total_steps
+        # --- compile before the first step ----------------------------------------
+        update = _compiled(experiment, optimizer, state, dataset.blank_batch())
+        writer = opened.enter_context(_writer(config, workdir, total_steps, start_step))
+        timer = Timer(config.train.batch_size, start_step)
+        results: dict[str, Result] = {}
 
-        # 1. Evaluate the state as it stands. (Already done for a restored step, whose
-        #    lines are in metrics.jsonl; the end is always evaluated, for the report.)
-        due = [
-            name
-            for name, evaluation in experiment.evaluations.items()
-            if last or (step > start_step and _every(evaluation.every_steps, step))
-        ]
-        if due:
-            with timer.paused():
-                variables = state_lib.evaluation_variables(state)
-                results = results | experiment.evaluate(variables, due)
-                scores = evaluation_scores({name: results[name] for name in due})
-                if writer and step > start_step:
-                    writer.write(step, scores)
+        for step in range(start_step, total_steps + 1):
+            last = step == total_steps
+            # A restored step was evaluated and saved by the run that reached it.
+            reached = step > start_step
 
-        # 2. Save state and iterator.
-        if step > start_step and (last or _every(config.checkpoint.every_steps, step)):
-            with timer.paused():
-                checkpoints.save(step, state_lib.to_items(state), iterator, scores)
-        if last:
-            break
+            # 1. Evaluate the state as it stands (at the end always: for the report).
+            due = experiment.due(step, last) if reached or last else []
+            scores: dict[str, float] = {}
+            if due:
+                with timer.paused():
+                    variables = state_lib.evaluation_variables(state)
+                    results |= experiment.evaluate(variables, due)
+                    scores = evaluation_scores({name: results[name] for name in due})
+                    if reached:
+                        writer.write(step, scores)
 
-        # 3. Next batch.
-        with timer.waiting():
-            batch = next(iterator)
+            # 2. Save state and iterator.
+            if reached and (last or every(config.checkpoint.every_steps, step)):
+                with timer.paused():
+                    checkpoints.save(step, state_lib.to_items(state), iterator, scores)
+            if last:
+                break
 
-        # 4. Step. Nothing in here may move data between host and device by accident.
-        with jax.transfer_guard("disallow"):
-            state = update(state, sharding.to_global(batch, mesh))
+            # 3. Next batch.
+            with timer.waiting():
+                batch = next(iterator)
 
-        # 5. Log.
-        if _every(config.train.log_steps, step + 1) or step + 1 == total_steps:
-            line = _fetch(state, schedule)
-            state = state_lib.reset_totals(state, mesh)
-            _check(step + 1, line, state, config.data.max_bad_fraction)
-            if writer:
+            # 4. Step. Nothing may move between host and device by accident.
+            with jax.transfer_guard("disallow"):
+                state = update(state, sharding.to_global(batch, mesh))
+
+            # 5. Log.
+            if every(config.train.log_steps, step + 1) or step + 1 == total_steps:
+                line = _fetch(state, schedule)
+                state = state_lib.reset_totals(state, mesh)
+                _check(step + 1, line, config.data.max_bad_fraction)
                 writer.write(step + 1, line | timer.lap(step + 1))
 
-    checkpoints.wait()
-    checkpoints.close()
-    if writer:
-        writer.close()
+        checkpoints.wait()
+
+    if jax.process_index() == 0:
         write_report(experiment, results, total_steps)
         seconds = time.perf_counter() - began
         logging.info("done in %s: everything is in %s", clock(seconds), workdir)
@@ -130,8 +118,6 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Result]:
     """`--mode=eval`: every evaluation of the config on the workdir's newest model."""
-    from clap_jax import checkpoint
-
     step = int(checkpoint.find_step(workdir).name)
     experiment = experiment_lib.build(config, workdir)
     variables = checkpoint.load_variables(workdir)
@@ -167,10 +153,24 @@ def write_report(experiment: Experiment, results: dict[str, Result], step: int) 
     report.print_table(results)
 
 
-def _compiled(update, state: TrainState, blank: dict, experiment: Experiment):
-    """Compile for the shapes of a blank batch, and say what a step costs."""
+def _compiled(
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    blank: dict[str, np.ndarray],
+) -> Callable[[TrainState, dict], TrainState]:
+    """The step, compiled for the shapes of a blank batch; logs what it costs."""
     began = time.perf_counter()
     mesh, config = experiment.mesh, experiment.config
+    loss = step_lib.make_loss(
+        experiment.dual,
+        experiment.spec.frontend,
+        experiment.augment,
+        config.loss.multi_positive,
+    )
+    update = step_lib.make_step(
+        loss, experiment.dual, optimizer, config.train.seed, config.train.ema_decay
+    )
     batch = sharding.to_global(blank, mesh)
     compiled = step_lib.compile_step(update, state, batch, mesh)
     cost = compiled.cost_analysis() or {}
@@ -187,19 +187,31 @@ def _compiled(update, state: TrainState, blank: dict, experiment: Experiment):
     return compiled
 
 
+def _checkpoints(config: ConfigDict, workdir: Path) -> contextlib.closing:
+    return contextlib.closing(
+        Checkpoints(
+            workdir / "checkpoints",
+            config.checkpoint.keep,
+            config.checkpoint.best_metric,
+        )
+    )
+
+
 def _writer(
     config: ConfigDict, workdir: Path, total_steps: int, start_step: int
-) -> Writer | None:
-    """The writer, on the first process only."""
+) -> contextlib.closing:
+    """The writer; on all processes but the first one that writes nothing."""
     if jax.process_index():
-        return None
-    return Writer(
-        workdir,
-        total_steps,
-        start_step,
-        tensorboard=config.writer.tensorboard,
-        wandb_project=config.writer.wandb_project,
-        name=workdir.name,
+        return contextlib.closing(Silent())
+    return contextlib.closing(
+        Writer(
+            workdir,
+            total_steps,
+            start_step,
+            tensorboard=config.writer.tensorboard,
+            wandb_project=config.writer.wandb_project,
+            name=workdir.name,
+        )
     )
 
 
@@ -214,9 +226,7 @@ def _fetch(state: TrainState, schedule) -> dict[str, float]:
     }
 
 
-def _check(
-    step: int, line: dict[str, float], state: TrainState, max_bad_fraction: float
-) -> None:
+def _check(step: int, line: dict[str, float], max_bad_fraction: float) -> None:
     """Stop a run that has diverged or eats bad data."""
     if not np.isfinite(line["train/loss"]) or not np.isfinite(line["train/grad_norm"]):
         raise TrainingError(
@@ -231,10 +241,6 @@ def _check(
             f"data.max_bad_fraction={max_bad_fraction}. The warnings above name them; "
             "mend or remove them, or raise the fraction"
         )
-
-
-def _every(steps: int, step: int) -> bool:
-    return steps > 0 and step % steps == 0
 
 
 class Timer:

@@ -7,6 +7,7 @@ import pytest
 
 from clap_jax.models import conv_transformer, convnet
 from clap_jax.models.tower import complete
+from tests.models.weights import fill
 
 TOWERS = {
     "conv_transformer": (conv_transformer, {"width": 16, "depth": 2, "mlp": 32}, 16),
@@ -33,13 +34,15 @@ def make(kind, dtype="float32", remat="none", **options):
 
 def test_shapes(kind, mel):
     tower = make(kind)
-    variables = tower.init(jax.random.key(0), mel)
+    variables = fill(tower, mel)
     assert variables["state"] == {}
     (z, aux), state = jax.jit(tower.apply)(variables, mel)
     width = TOWERS[kind][2]
     assert state == {} and z.shape == (4, width) and z.dtype == jnp.float32
-    np.testing.assert_allclose(z, aux["tokens"].mean(1), atol=1e-5)
-    np.testing.assert_allclose(z, aux["fine_grained"].mean(1), atol=1e-5)
+    time = aux["fine_grained"]
+    np.testing.assert_allclose(time.mean(1), aux["tokens"].mean(1), atol=1e-5)
+    want = time.mean(1) + (time.max(1) if kind == "convnet" else 0)
+    np.testing.assert_allclose(z, want, atol=1e-5)
 
 
 def test_the_transformer_has_64_tokens(mel):
@@ -50,7 +53,7 @@ def test_the_transformer_has_64_tokens(mel):
 
 def test_fine_grained_follows_time(kind, mel):
     tower = make(kind)
-    variables = tower.init(jax.random.key(0), mel)
+    variables = fill(tower, mel)
 
     @jax.jit
     def positions(x):
@@ -66,14 +69,14 @@ def test_fine_grained_follows_time(kind, mel):
 def test_loudness_survives(kind, mel):
     """Constants, not the clip's own statistics, normalise the input."""
     tower = make(kind)
-    variables = tower.init(jax.random.key(0), mel)
+    variables = fill(tower, mel)
     embed = jax.jit(lambda x: tower.apply(variables, x)[0][0])
     assert np.abs(embed(mel) - embed(mel - 20.0)).max() > 1e-2
 
 
 def test_silence_is_finite(kind, mel):
     tower = make(kind)
-    variables = tower.init(jax.random.key(0), mel)
+    variables = fill(tower, mel)
 
     def loss(params):
         silence = jnp.full_like(mel, -100.0)
@@ -86,7 +89,7 @@ def test_silence_is_finite(kind, mel):
 
 def test_dropout_is_fixed_by_the_key(kind, mel):
     tower = make(kind, dropout=0.3)
-    variables = tower.init(jax.random.key(0), mel)
+    variables = fill(tower, mel)
     run = jax.jit(lambda k: tower.apply(variables, mel, train=True, key=k)[0][0])
     first = run(jax.random.key(1))
     np.testing.assert_array_equal(first, run(jax.random.key(1)))
@@ -94,7 +97,7 @@ def test_dropout_is_fixed_by_the_key(kind, mel):
 
 
 def test_bfloat16_and_remat_agree_with_float32(kind, mel):
-    variables = make(kind).init(jax.random.key(0), mel)
+    variables = fill(make(kind), mel)
 
     def run(**settings):
         tower = make(kind, **settings)
@@ -117,9 +120,14 @@ def test_bfloat16_and_remat_agree_with_float32(kind, mel):
     assert np.abs(half - z).max() < 0.05 * np.abs(z).max()
 
 
+def test_unknown_pool(mel):
+    with pytest.raises(ValueError, match="pool must be mean or mean_max, got 'max'"):
+        make("convnet", pool="max").init(jax.random.key(0), mel)
+
+
 def test_the_convnet_takes_any_length():
     tower = make("convnet")
-    variables = tower.init(jax.random.key(0), jnp.zeros((1, 129, 64)))
+    variables = fill(tower, jnp.zeros((1, 129, 64)))
     for frames in (16, 192, 501):
         clips = jax.ShapeDtypeStruct((2, frames, 64), jnp.float32)
         (z, _), _ = jax.eval_shape(tower.apply, variables, clips)

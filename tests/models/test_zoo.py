@@ -205,7 +205,7 @@ def test_zero_projection_has_a_finite_gradient():
 
 def test_state_of_the_other_tower_is_kept(batch):
     """encode_audio renews the audio part of the state and nothing else."""
-    options = {"width": 8, "depths": (2, 2), "heads": (2, 2), "image": 128, "window": 4}
+    options = {"width": 8, "depths": (1, 1), "heads": (2, 2), "image": 128, "window": 4}
     over = {"audio": {"kind": "htsat", "options": options}, **SHRINK}
     del over["audio.options.depth"]
     model = zoo.build(zoo.get_spec("small_transformer", over))

@@ -273,14 +273,22 @@ def test_a_full_disk_names_the_folder_and_loses_nothing(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))\n"
         "runpy.run_module('clap_jax.main', run_name='__main__', alter_sys=True)"
     )
-    limited = [sys.executable, "-c", code, *command[3:]]
-    done = subprocess.run(
-        limited, capture_output=True, text=True, cwd=REPOSITORY, env=environment
-    )
+
+    def run(arguments):
+        return subprocess.run(
+            arguments,
+            capture_output=True,
+            check=False,
+            text=True,
+            cwd=REPOSITORY,
+            env=environment,
+        )
+
+    done = run([sys.executable, "-c", code, *command[3:]])
     assert done.returncode == 1
-    assert "could not save" in done.stderr and str(tmp_path) in done.stderr
+    assert "could not save" in done.stderr
+    assert str(tmp_path) in done.stderr
     assert "File too large" in done.stderr
     assert "run the same command again" in done.stderr
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True)
-    assert done.returncode == 0
+    assert run(command).returncode == 0
     assert checkpoint.find_step(tmp_path).name == "2"

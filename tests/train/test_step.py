@@ -14,6 +14,7 @@ from clap_jax.train import state as state_lib
 from clap_jax.train import step as step_lib
 
 BATCH = 16
+PLAIN = Augment()
 SPEC = zoo.get_spec(
     "small_transformer",
     {"audio.options.depth": 1, "text.options.depth": 1, "vocab_size": 64},
@@ -41,11 +42,12 @@ def batch():
     }
 
 
-def run(variables, batch, mesh, steps=2, ema_decay=0.0, augment=Augment()):
+def run(variables, batch, mesh, steps=2, ema_decay=0.0, augment=PLAIN):
     dual = zoo.build(SPEC)
     # Plain gradient descent: Adam would turn rounding noise in gradients that are zero
     # in theory (key biases) into whole steps.
     optimizer = optax.sgd(0.1)
+    variables = jax.tree.map(jnp.copy, variables)  # the step takes its state over
     state = state_lib.make_state(variables, optimizer, ema_decay > 0)
     state = state_lib.shard_state(state, mesh)
     loss = step_lib.make_loss(dual, SPEC.frontend, augment, multi_positive=True)
