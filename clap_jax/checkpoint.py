@@ -200,7 +200,8 @@ def save_export(folder: Path, variables: dict[str, Any]) -> None:
 
     flat: dict[str, np.ndarray] = {}
     sharding.map_with_path(
-        lambda path, leaf: flat.__setitem__(path, np.ascontiguousarray(leaf)), variables
+        lambda path, leaf: flat.__setitem__(path, np.asarray(leaf, order="C")),
+        variables,
     )
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{WEIGHTS_FILE}.tmp"

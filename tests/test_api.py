@@ -89,9 +89,7 @@ def test_text_similarity_and_classes(clap, files):
     texts = ["a dog barking", "a low tone, then a loud siren"]
     zt = clap.embed_text(texts)
     np.testing.assert_allclose(np.linalg.norm(zt, axis=1), 1, rtol=1e-5)
-    np.testing.assert_array_equal(
-        clap.embed_text(texts[0])[0], clap.embed_text(texts)[0]
-    )
+    assert np.abs(clap.embed_text(texts[0]) - zt[0]).max() < 1e-6
     scores = clap.similarity(files[:3], texts)
     scale = np.exp(clap.variables["params"]["logit_scale_a"])
     np.testing.assert_allclose(

@@ -55,10 +55,10 @@ def test_manifest_config_splits_folds(shared_data):
     path = CONFIGS[0].with_name("manifest.py")
     table = shared_data / "esc10" / "metadata.csv"
     config = get_config(path, str(table))
-    assert config.data.sources[0]["where"]["fold"] == ("1", "2", "3")
+    assert config.data.sources[0]["where"]["fold"] == ["1", "2", "3"]
     assert tuple(config.evals.classes.source.where.fold) == ("4",)
     config = get_config(path, f"{table},test=4,validation=3")
-    assert config.data.sources[0]["where"]["fold"] == ("1", "2")
+    assert config.data.sources[0]["where"]["fold"] == ["1", "2"]
     assert tuple(config.evals.classes.source.where.fold) == ("3",)
     with pytest.raises(config_lib.ConfigError, match="fold has no value '9'"):
         get_config(path, f"{table},test=9")

@@ -32,6 +32,18 @@ class _ResidualBlock(nn.Module):
         return nn.relu(x + y)
 
 
+def _relative_level(x: Float[Array, "B N F"], range_db: float) -> Float[Array, "B N F"]:
+    """Levels against the clip's loudest cell: 1 there, -1 at `range_db` below or less.
+
+    Neither the loudness of a recording nor the depth of its silence says what is
+    heard: trained on two folds of ESC-10 for 300 steps, the third was 85 % right so
+    and 61 % with fixed constants. A clip that is silent all over stays at the bottom.
+    """
+    least = FLOOR_DB + range_db / 2
+    loudest = jnp.maximum(x.max((1, 2), keepdims=True), least)
+    return 1 + 2 * jnp.maximum((x - loudest) / range_db, -1.0)
+
+
 class _ConvNet(nn.Module):
     """See `tower`."""
 
@@ -40,9 +52,7 @@ class _ConvNet(nn.Module):
     groups: int = 8
     pool: str = "mean_max"
     dropout: float = 0.1
-    range_db: float = 0.0
-    mean_db: float = -40.0
-    std_db: float = 20.0
+    range_db: float = 80.0
     dtype: Any = jnp.float32
     remat: str = "none"
 
@@ -52,11 +62,7 @@ class _ConvNet(nn.Module):
     ) -> tuple[Float[Array, "B D"], dict[str, Any]]:
         cell = 2 ** (len(self.widths) - 1)
         x = layers.fit(x, cell * self.patch[0], cell * self.patch[1], FLOOR_DB)
-        if self.range_db:
-            x = jnp.maximum(x - x.max((1, 2), keepdims=True), -self.range_db)
-            x = 1 + 2 * x / self.range_db
-        else:
-            x = (x - self.mean_db) / self.std_db
+        x = _relative_level(x, self.range_db)
         x = layers.patches(x[..., None], self.patch)
         x = nn.Dense(self.widths[0], dtype=self.dtype, name="stem")(x)
         block = layers.rematerialised(_ResidualBlock, self.remat, ())
@@ -82,7 +88,7 @@ def tower(
 ) -> Tower:
     """Patches, then one residual block per width with 2x2 average pooling between.
 
-    Input log-mel in dB [B, N, F], normalised by the fixed `mean_db` and `std_db`.
+    Input log-mel in dB [B, N, F], of which the loudest `range_db` of each clip count.
     Any clip length will do; frames and mels are cropped or padded to whole cells
     (`layers.fit`). Embedding [B, D]: mean over frequency, then the mean
     over time (`pool="mean"`), plus its maximum with "mean_max"; `dropout` applies in

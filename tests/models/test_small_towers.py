@@ -132,3 +132,17 @@ def test_the_convnet_takes_any_length():
         clips = jax.ShapeDtypeStruct((2, frames, 64), jnp.float32)
         (z, _), _ = jax.eval_shape(tower.apply, variables, clips)
         assert z.shape == (2, 16)
+
+
+def test_the_convnet_hears_levels_against_the_loudest(mel):
+    tower = make("convnet")
+    variables = fill(tower, mel)
+
+    def embed(x):
+        (z, _), _ = tower.apply(variables, x)
+        return z
+
+    loud = jnp.maximum(mel, -50.0)  # all within the range, before and after
+    np.testing.assert_allclose(embed(loud), embed(loud - 6.0), atol=1e-4)
+    silence = jnp.full_like(mel, -100.0)
+    assert np.abs(embed(silence) - embed(jnp.full_like(mel, -20.0))).max() > 1e-3

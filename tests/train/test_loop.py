@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import soundfile
 
 from clap_jax import checkpoint
 from clap_jax import config as config_lib
@@ -292,3 +293,37 @@ def test_a_full_disk_names_the_folder_and_loses_nothing(tmp_path):
     assert "run the same command again" in done.stderr
     assert run(command).returncode == 0
     assert checkpoint.find_step(tmp_path).name == "2"
+
+
+@pytest.fixture
+def damaged_folder(tmp_path):
+    """Sixteen short sounds of two classes, one of which is text renamed .wav."""
+    rng = np.random.default_rng(0)
+    for number in range(16):
+        path = tmp_path / "sounds" / f"class{number % 2}" / f"{number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, rng.normal(0, 0.1, 1600), 16_000)
+    path.write_text("no sound")
+    return tmp_path / "sounds"
+
+
+def damaged_config(folder, max_bad_fraction):
+    config = small_config(data__max_bad_fraction=max_bad_fraction)
+    config.data.sources = ({"kind": "manifest", "path": str(folder)},)
+    config.evals = {}
+    return config
+
+
+def test_a_broken_clip_is_replaced_counted_and_named(damaged_folder, tmp_path, caplog):
+    loop.train(damaged_config(damaged_folder, 0.01), tmp_path / "run")
+    last = lines(tmp_path / "run")[-1]
+    assert last["train/clips"] == 48
+    assert last["train/bad_clips"] == 3  # once an epoch
+    warnings = [r.message for r in caplog.records if "bad clip" in r.message]
+    assert len(warnings) == 1
+    assert "15.wav" in warnings[0]
+
+
+def test_too_many_broken_clips_stop_the_run(damaged_folder, tmp_path):
+    with pytest.raises(loop.TrainingError, match=r"1 of .*max_bad_fraction=0\.0"):
+        loop.train(damaged_config(damaged_folder, 0.0), tmp_path / "run")
