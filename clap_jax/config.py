@@ -12,7 +12,7 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -171,15 +171,17 @@ def build(cls: type, options: Mapping[str, Any], where: str) -> Any:
     return cls(**plain(options))
 
 
-def unknown_keys(options: Mapping, known: Any, where: str) -> list[str]:
+def unknown(what: str, name: Any, known: Iterable[str]) -> str:
+    """A sentence for a name that does not exist, with the nearest ones that do."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=2)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"unknown {what} {name!r} ({hint}known: {', '.join(known)})"
+
+
+def unknown_keys(options: Mapping, known: Iterable[str], where: str) -> list[str]:
     """A sentence for every key of `options` that is not in `known`."""
-    problems = []
-    for key in options:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), list(known), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {sorted(known)}"
-            problems.append(f"unknown key {where}.{key} ({hint})")
-    return problems
+    return [unknown(f"key of {where}", key, known) for key in options if key not in known]
 
 
 def plain(value: Any) -> Any:

@@ -23,7 +23,7 @@ def test_build_names_unknown_and_missing_keys():
     with pytest.raises(config_lib.ConfigError) as error:
         config_lib.build(Options, {"wieght": 2.0}, "data.sources[0]")
     message = str(error.value)
-    assert "unknown key data.sources[0].wieght (did you mean 'weight'?)" in message
+    assert "unknown key of data.sources[0] 'wieght' (did you mean 'weight'?" in message
     assert "data.sources[0].path is missing" in message
 
 
