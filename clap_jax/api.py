@@ -7,6 +7,7 @@ clap.classify(["dog.wav"], ["a dog barking", "rain falling"])
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,16 @@ import numpy as np
 from clap_jax import checkpoint, sharding
 from clap_jax import config as config_lib
 from clap_jax.audio import crop, io
+from clap_jax.evals import class_embeddings
 from clap_jax.evals.encode import ModelEncoder
 from clap_jax.models import zoo
-from clap_jax.text import prompts, tokenize
+from clap_jax.text import tokenize
 
 # A path, the bytes of a file, or samples with their rate.
 Audio = str | Path | bytes | tuple[np.ndarray, float]
 
-# Decoded clips held at a time: 64 clips of three minutes at 48 kHz are 2 GiB.
-CLIPS_AT_A_TIME = 64
+# Decoded clips held at a time: 16 clips of three minutes at 48 kHz are half a GiB.
+CLIPS_AT_A_TIME = 16
 
 
 def load(path: str | Path, *, batch_size: int = 16) -> "Clap":
@@ -46,7 +48,7 @@ def load(path: str | Path, *, batch_size: int = 16) -> "Clap":
         )
     variables = checkpoint.load_variables(folder)
     home = checkpoint.find_home(folder)
-    spec = zoo.Spec.from_json((home / "spec.json").read_text())
+    spec = zoo.read_spec(home / "spec.json")
     tokenizer = tokenize.load(str(home / "tokenizer"), spec.text_length)
     return Clap(spec, variables, tokenizer, batch_size=batch_size)
 
@@ -120,15 +122,11 @@ class Clap:
         """Zero-shot class probabilities, float32 [n, C]; rows sum to 1.
 
         Args:
-            labels: names of the classes.
-            template: a text with one `{}`, or several, whose embeddings are averaged.
+            labels: names of the classes, as they are to be read.
+            template: a text with one `{}`, several, or the name of a set in
+                `text.prompts.TEMPLATES`; embeddings are averaged over them.
         """
-        templates = [template] if isinstance(template, str) else list(template)
-        classes = self.embed_text(
-            [prompts.render(each, label) for label in labels for each in templates]
-        )
-        classes = classes.reshape(len(labels), len(templates), -1).mean(axis=1)
-        classes /= np.linalg.norm(classes, axis=1, keepdims=True)
+        classes = class_embeddings(self._encoder, labels, template)
         scores = self._encoder.score(self.embed_audio(audio), classes)
         scores = np.exp(scores - scores.max(axis=1, keepdims=True))
         return scores / scores.sum(axis=1, keepdims=True)
@@ -156,6 +154,8 @@ class Clap:
         """A clip as windows float32 [n, T] and the seconds that each covers [n]."""
         frontend = self.spec.frontend
         name = "" if isinstance(clip, str | Path) else f"clip {position}"
+        if isinstance(clip, tuple):
+            clip = (np.asarray(clip[0]), clip[1])
         wave = io.load(clip, frontend.rate_hz, name=name)
         if frontend.int16_trip:
             wave = io.quantise(wave)
@@ -164,13 +164,9 @@ class Clap:
 
 
 def _as_list(audio: Audio | Sequence[Audio]) -> list[Audio]:
-    """One clip, or many, as a list."""
-    single = isinstance(audio, str | Path | bytes) or (
-        isinstance(audio, tuple)
-        and len(audio) == 2
-        and isinstance(audio[0], np.ndarray)
-    )
-    return [audio] if single else list(audio)
+    """One clip, or many, as a list; `(samples, rate_hz)` is one."""
+    pair = isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[1], Real)
+    return [audio] if pair or isinstance(audio, str | Path | bytes) else list(audio)
 
 
 def _checked(variables: dict[str, Any], dual: Any, spec: zoo.Spec) -> dict[str, Any]:

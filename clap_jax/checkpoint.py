@@ -69,6 +69,7 @@ class Checkpoints:
         Returns when the values are copied; writing goes on in the background, and an
         error there is raised by the next save or by `wait`.
         """
+        self.wait()  # an error of the save before this one is told as its own
         composite = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         best = {k: v for k, v in metrics.items() if k == self._best_metric} or None
         with self._explained(step):
@@ -93,9 +94,20 @@ class Checkpoints:
             name: ocp.args.StandardRestore(_abstract(tree))
             for name, tree in templates.items()
         }
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(**composite, data=CheckpointRestore(iterator))
-        )
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(**composite, data=CheckpointRestore(iterator)),
+            )
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            if "data.sources" in str(error):
+                raise  # the iterator's own sentence says it all
+            raise CheckpointError(
+                f"{self.folder / str(step)} does not fit this config, or is damaged: "
+                f"{str(error).strip()[:500]}. Go on with the config that began the run "
+                "(optimizer, average and frozen parameters must be the same), or begin "
+                "another --workdir with init_from"
+            ) from error
         return {name: restored[name] for name in templates}
 
     def close(self) -> None:
@@ -141,6 +153,11 @@ def _complete_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
+def has_steps(workdir: Path) -> bool:
+    """Whether a workdir holds a complete checkpoint."""
+    return bool(_complete_steps(workdir / "checkpoints"))
+
+
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
@@ -160,9 +177,9 @@ def load_variables(folder: Path, *, raw: bool = False) -> dict[str, Any]:
     if (folder / WEIGHTS_FILE).is_file():
         return load_export(folder)
     step = find_step(folder)
-    variables = _restore_numpy(step / "model")
+    variables = restore_numpy(step / "model")
     if (step / "average").is_dir() and not raw:
-        variables["params"] = _restore_numpy(step / "average")["params"]
+        variables["params"] = restore_numpy(step / "average")["params"]
     return variables
 
 
@@ -180,7 +197,7 @@ def find_step(folder: Path) -> Path:
     return checkpoints / str(steps[-1])
 
 
-def _restore_numpy(folder: Path) -> Any:
+def restore_numpy(folder: Path) -> Any:
     """One item without its sharding, as numpy arrays, on whatever devices are here."""
     handler = ocp.PyTreeCheckpointHandler()
     with ocp.Checkpointer(handler) as checkpointer:

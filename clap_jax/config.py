@@ -91,9 +91,9 @@ def default() -> ConfigDict:
     # [regex, factor] over parameter paths, first match wins, every parameter must
     # match: learning-rate multipliers (0 freezes) ...
     config.optim.lr_multipliers = ((".*", 1.0),)
-    # ... and weight-decay multipliers (biases, norms, scales and tables are spared).
+    # ... and weight-decay multipliers (biases, norms and scales are spared).
     config.optim.decay_multipliers = (
-        (r".*(bias|scale|bias_table|logit_scale\w*)$", 0.0),
+        (r".*(bias|scale|logit_scale\w*)", 0.0),
         (".*", 1.0),
     )
 
@@ -114,7 +114,8 @@ def default() -> ConfigDict:
     # Batches made ahead.
     config.data.prefetch = 4
     # Clips that cannot be read are replaced, counted (train/bad_clips) and logged;
-    # the run stops when they exceed this share.
+    # the run stops when they exceed this share of the clips seen (of 1000, while fewer
+    # were seen, so that one broken clip in the first batch does not end a run).
     config.data.max_bad_fraction = 0.01
     # Vocabulary of the tokenizer that is trained on the captions when the model names
     # no published one. The model's own vocabulary is cut to what was learnt.
@@ -181,7 +182,9 @@ def unknown(what: str, name: Any, known: Iterable[str]) -> str:
 
 def unknown_keys(options: Mapping, known: Iterable[str], where: str) -> list[str]:
     """A sentence for every key of `options` that is not in `known`."""
-    return [unknown(f"key of {where}", key, known) for key in options if key not in known]
+    return [
+        unknown(f"key of {where}", key, known) for key in options if key not in known
+    ]
 
 
 def plain(value: Any) -> Any:
@@ -231,24 +234,44 @@ def parse_argument(argument: str | None, **defaults: Any) -> ConfigDict:
     """Parse the text after `configs/x.py:`: comma-separated `key=value` and switches.
 
     `defaults` names the keys that exist; each value is cast to its default's type, and
-    a bare word turns a boolean on (`:smoke`). Text that is neither becomes the value
-    of the one key that ends in `path`, if there is one (`configs/manifest.py:a/b.csv`).
+    a bare word turns a boolean on (`:smoke`). The first text that is neither becomes the
+    value of the one key that ends in `path`, if there is one
+    (`configs/manifest.py:a/b.csv`). Raises ConfigError naming what cannot be used.
     """
     parsed = dict(defaults)
     path_key = next((key for key in defaults if key.endswith("path")), None)
+    has_path = False
     for word in filter(None, (argument or "").split(",")):
         key, separator, value = word.partition("=")
+        if separator and key in defaults:
+            parsed[key] = _cast(key, value, type(defaults[key]))
+            has_path |= key == path_key
+            continue
         if not separator and isinstance(defaults.get(key), bool):
             parsed[key] = True
-        elif not separator and path_key:
-            parsed[path_key] = word
-        elif separator and key in defaults:
-            kind = type(defaults[key])
-            parsed[key] = (
-                value.lower() in ("1", "true") if kind is bool else kind(value)
-            )
-        else:
-            raise ConfigError(
-                "; ".join(unknown_keys([key], defaults, "config argument"))
-            )
+            continue
+        # A path may hold "=", but a misspelt key is no path.
+        typo = separator and difflib.get_close_matches(key, defaults)
+        if path_key and not has_path and (not typo or "/" in key):
+            parsed[path_key], has_path = word, True
+            continue
+        problem = unknown("key of config argument", key, defaults)
+        taken = f"; {path_key} is {parsed[path_key]!r} already" if has_path else ""
+        raise ConfigError(problem + taken)
     return ConfigDict(parsed)
+
+
+def _cast(key: str, text: str, kind: type) -> Any:
+    """The value of one key of a config argument."""
+    expected = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
+    try:
+        if kind is not bool:
+            return kind(text)
+        expected = "true, false, yes, no, 1 or 0"
+        known = {"true": True, "yes": True, "1": True}
+        known |= {"false": False, "no": False, "0": False}
+        return known[text.lower()]
+    except (ValueError, KeyError):
+        raise ConfigError(
+            f"config argument {key}={text}: {text!r} is not {expected}"
+        ) from None

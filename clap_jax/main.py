@@ -4,8 +4,9 @@ The only module that defines absl flags.
 """
 
 import os
+import re
 import sys
-from logging import INFO
+from logging import INFO, LogRecord
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -24,7 +25,7 @@ flags.DEFINE_string(
     "workdir",
     None,
     "Folder of the run: checkpoints, metrics.jsonl, plots, report. Running the same "
-    "command again goes on where it stopped. Default: runs/<name of the config>",
+    "command again goes on where it stopped. Default: under runs/, by the config.",
 )
 flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "Train, or evaluate the workdir's newest model."
@@ -33,41 +34,63 @@ flags.DEFINE_enum(
 
 def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
-        raise app.UsageError(f"unexpected argument(s): {' '.join(arguments[1:])}")
+        fail(f"unexpected argument(s): {' '.join(arguments[1:])}", status=2)
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     handler = logging.get_absl_handler()
     handler.setFormatter(None)
-    # Orbax tells each of its steps at our level; its warnings are welcome.
-    handler.addFilter(
-        lambda record: record.levelno > INFO or "clap_jax" in record.pathname
-    )
+    handler.addFilter(is_worth_showing)
     # Imported here so that --help is quick and shows these flags alone.
     from clap_jax.checkpoint import CheckpointError
     from clap_jax.train import loop
 
-    workdir = Path(FLAGS.workdir or _default_workdir())
+    config_file = config_flags.get_config_filename(FLAGS["config"])
+    workdir = Path(FLAGS.workdir or default_workdir(config_file))
     run = {"train": loop.train, "eval": loop.evaluate}[FLAGS.mode]
+    expected = (ValueError, OSError, ImportError, CheckpointError, loop.TrainingError)
     try:
         run(FLAGS.config, workdir)
-    except (ValueError, CheckpointError, loop.TrainingError) as error:
+    except expected as error:
         if os.environ.get("CLAP_JAX_TRACEBACK"):
             raise
         # What went wrong is in the sentence; the traceback is for developers.
-        logging.error("%s", error)
-        logging.error("(set CLAP_JAX_TRACEBACK=1 for the traceback)")
-        sys.exit(1)
+        fail(f"{error}\n(CLAP_JAX_TRACEBACK=1 shows where)", status=1)
 
 
-def _default_workdir() -> str:
-    """runs/quickstart for configs/quickstart.py."""
-    file = config_flags.get_config_filename(FLAGS["config"])
-    return f"runs/{Path(file.partition(':')[0]).stem}"
+def parse_flags(arguments: list[str]) -> list[str]:
+    """absl's parser, but a key that does not exist or a bad value is one sentence."""
+    try:
+        return FLAGS(arguments)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        if os.environ.get("CLAP_JAX_TRACEBACK"):
+            raise
+        # An error inside get_config comes with its traceback: its last line says it.
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        fail(f"{lines[-1].strip()}\n(--help lists the flags)", status=2)
+
+
+def fail(message: str, status: int) -> None:
+    """End with a message and an exit status: 1 for a failed run, 2 for bad flags."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def is_worth_showing(record: LogRecord) -> bool:
+    """Orbax logs each of its steps at our level; of others, only warnings are shown."""
+    own = str(Path(__file__).parent) + os.sep
+    return record.levelno > INFO or record.pathname.startswith(own)
+
+
+def default_workdir(config: str) -> str:
+    """runs/quickstart for configs/quickstart.py, runs/manifest-a_csv for ...:a.csv."""
+    file, _, argument = config.partition(":")
+    words = "_".join(re.findall(r"\w+", argument))
+    return "-".join(filter(None, (f"runs/{Path(file).stem}", words)))
 
 
 def entry() -> None:
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":

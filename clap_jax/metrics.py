@@ -17,18 +17,6 @@ class Mean(NamedTuple):
         return float(self.sum) / count if count else float("nan")
 
 
-def merge(first: dict[str, Mean], second: dict[str, Mean]) -> dict[str, Mean]:
-    """Add two accumulators with the same keys."""
-    if first.keys() != second.keys():
-        raise ValueError(f"metrics differ: {sorted(first.keys() ^ second.keys())}")
-    return {
-        key: Mean(
-            first[key].sum + second[key].sum, first[key].count + second[key].count
-        )
-        for key in first
-    }
-
-
 def compute(totals: dict[str, Mean]) -> dict[str, float]:
     """The mean of every accumulator."""
     return {key: mean.compute() for key, mean in totals.items()}

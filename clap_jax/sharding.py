@@ -22,6 +22,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence | None = None) ->
     Raises ValueError when the devices cannot be divided so.
     """
     devices = jax.devices() if devices is None else list(devices)
+    if fsdp < 1 or data == 0 or data < -1:
+        raise ValueError(
+            f"mesh.data={data} must be positive or -1, mesh.fsdp={fsdp} positive"
+        )
     if data == -1:
         data = len(devices) // fsdp
     if data * fsdp != len(devices) or data < 1:
@@ -39,9 +43,10 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
     devices, hosts = mesh.size, jax.process_count()
     if batch_size % devices:
         below = batch_size // devices * devices
+        fitting = f"{below} or {below + devices}" if below else f"{devices}"
         raise ValueError(
             f"train.batch_size={batch_size} is not divisible by {devices} devices "
-            f"({hosts} host(s)); use {below or devices} or {below + devices}"
+            f"({hosts} host(s)); use {fitting}"
         )
 
 

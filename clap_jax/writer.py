@@ -5,6 +5,7 @@ lines after the restored step are dropped, so that a run that was killed leaves 
 same file as one that was not.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -34,9 +35,9 @@ class Writer:
         drop_after(self.path, start_step)
         self._sinks = []
         if tensorboard:
-            self._sinks.append(_tensorboard(workdir))
+            self._sinks.append(TensorBoard(workdir, start_step))
         if wandb_project:
-            self._sinks.append(_wandb(workdir, wandb_project, name))
+            self._sinks.append(WeightsAndBiases(workdir, wandb_project, name))
         self._file = self.path.open("a")
         self._progress = Progress(total_steps, start_step)
 
@@ -52,11 +53,13 @@ class Writer:
         self._file.flush()
         os.fsync(self._file.fileno())
         for sink in self._sinks:
-            sink(step, scalars)
+            sink.write(step, scalars)
         self._progress.log(step, scalars)
 
     def close(self) -> None:
         self._progress.close()
+        for sink in self._sinks:
+            sink.close()
         self._file.close()
 
 
@@ -142,31 +145,48 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def _tensorboard(workdir: Path):
-    """A sink for TensorBoard event files (extra `tensorboard`)."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise ImportError(
-            "writer.tensorboard needs tensorboardX: pip install 'clap_jax[tensorboard]'"
-        ) from error
-    events = SummaryWriter(str(workdir / "tensorboard"))
+class TensorBoard:
+    """Event files in `workdir/tensorboard` (extra `tensorboard`)."""
 
-    def write(step: int, scalars: dict[str, float]) -> None:
+    def __init__(self, workdir: Path, start_step: int):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                "writer.tensorboard needs tensorboardX: "
+                "pip install 'clap_jax[tensorboard]'"
+            ) from error
+        # What a killed run wrote after its last checkpoint is dropped.
+        self._events = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start_step + 1
+        )
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
         for key, value in scalars.items():
-            events.add_scalar(key, value, step)
-        events.flush()
+            self._events.add_scalar(key, value, step)
+        self._events.flush()
 
-    return write
+    def close(self) -> None:
+        self._events.close()
 
 
-def _wandb(workdir: Path, project: str, name: str):
-    """A sink for Weights & Biases (extra `wandb`); resumes the run of this workdir."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise ImportError(
-            "writer.wandb_project needs wandb: pip install 'clap_jax[wandb]'"
-        ) from error
-    run = wandb.init(project=project, name=name, dir=str(workdir), resume="allow")
-    return lambda step, scalars: run.log(scalars, step=step)
+class WeightsAndBiases:
+    """A Weights & Biases run (extra `wandb`); the same one whenever a workdir resumes."""
+
+    def __init__(self, workdir: Path, project: str, name: str):
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError(
+                "writer.wandb_project needs wandb: pip install 'clap_jax[wandb]'"
+            ) from error
+        identity = hashlib.sha1(str(workdir.resolve()).encode()).hexdigest()[:12]
+        self._run = wandb.init(
+            project=project, name=name, dir=str(workdir), id=identity, resume="allow"
+        )
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        self._run.log(scalars, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

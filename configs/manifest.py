@@ -6,11 +6,14 @@
 Columns are found by their names (clap_jax/pipeline/manifest.py lists them) and what is
 learnt and tested follows from them:
 
-* `split` or `fold` column: rows of `test` (the last value unless given) are held out.
-  Without either, train on every row and test on the same.
+* `split` or `fold` column: rows of `test` are held out; unless given, that is the value
+  test, else a validation split, else the last value. Rows of splits named test, eval,
+  validation, valid, val and dev never train. Without such a column, or with one value
+  in it, train on every row and test on the same.
 * label column: trains on "the sound of <label>" and the like, clips of one label are no
-  negatives of each other; tested by zero-shot classification.
-* captions: trains on them; tested by retrieval.
+  negatives of each other; tested by zero-shot classification. It wins over caption
+  columns: captions are then made from labels alone.
+* captions, without labels: trains on them; tested by retrieval.
 
 The model is small and learns from scratch: minutes on a laptop for hundreds of clips.
 Use `--config.model=... --config.init_from=...` to start from something larger.
@@ -20,11 +23,14 @@ from clap_jax import config as config_lib
 from clap_jax.pipeline.manifest import inspect_manifest
 from clap_jax.text import prompts
 
+# Splits that never train, the one to test on first.
+HELD_OUT = ("test", "eval", "validation", "valid", "val", "dev")
+
 
 def get_config(argument=None):
     """`:PATH[,test=VALUE][,validation=VALUE][,steps=N][,smoke]`."""
     options = config_lib.parse_argument(
-        argument, path="", test="", validation="", steps=1500, smoke=False
+        argument, path="", test="", validation="", steps=1200, smoke=False
     )
     if not options.path:
         raise config_lib.ConfigError(
@@ -87,19 +93,35 @@ def split_rows(table, test, validation):
 
     With `validation`, the test rows stay unseen and validation rows are scored.
     """
-    for column in ("split_column", "fold_column"):
-        if table[column]:
-            values = table["values"][table[column]]
-            break
-    else:
+    columns = [table[f"{kind}_column"] for kind in ("split", "fold")]
+    divided = [name for name in columns if len(table["values"].get(name, ())) > 1]
+    asked = {test, validation} - {""}
+    if not divided:
+        if asked:
+            raise config_lib.ConfigError(
+                f"there is no {min(asked)!r} to hold out: {table['path']} has no split or "
+                "fold column with more than one value; leave out test and validation to "
+                "train and test on every row"
+            )
         return {}, {}
-    names = [str(value) for value in values]
-    test = test or ("test" if "test" in names else names[-1])
-    held_out = {test, validation} - {""}
-    unknown = held_out - set(names)
+    column, names = divided[0], table["values"][divided[0]]
+    unknown = asked - set(names)
     if unknown:
         raise config_lib.ConfigError(
-            f"{table[column]} has no value {min(unknown)!r}; it has {names}"
+            f"{column} has no value {min(unknown)!r}; it has {names}"
         )
-    train = [name for name in names if name not in held_out]
-    return {table[column]: train}, {table[column]: [validation or test]}
+    reserved = sorted(
+        (name for name in names if name.lower() in HELD_OUT),
+        key=lambda name: HELD_OUT.index(name.lower()),
+    )
+    # Rows without a value train, unless all other rows are said to.
+    others = [name for name in names if name and not name.lower().startswith("train")]
+    rest = "" if "" in names else names[-1]
+    test = test or next(iter(reserved + others[::-1]), rest)
+    train = [name for name in names if name not in {test, *asked, *reserved}]
+    if not train:
+        raise config_lib.ConfigError(
+            f"no rows are left to train on: {column} has only {names}, all held out; "
+            "name the rows to train on train"
+        )
+    return {column: train}, {column: [validation or test]}

@@ -1,5 +1,6 @@
 # Sourced by the launch scripts: makes .venv beside the package and installs it there.
 #
+#   parse_arguments "$@"
 #   make_environment EXTRA...      e.g.  make_environment cuda test
 #
 # Versions that were tested together are pinned in launch/constraints.txt.
@@ -12,6 +13,24 @@ venv="$root/.venv"
 run() {
   echo "+ $*" >&2
   [ "${dry_run:-0}" = 1 ] || "$@"
+}
+
+# Sort the arguments of a script into `extras`, `dry_run` and `arguments` (the rest).
+parse_arguments() {
+  local argument
+  extras=() arguments=()
+  for argument in "$@"; do
+    case "$argument" in
+      --dry-run) dry_run=1 ;;
+      --accelerator=cpu) ;;
+      --accelerator=cuda | --accelerator=tpu) extras+=("${argument#*=}") ;;
+      --accelerator=*)
+        echo "--accelerator is cpu, cuda or tpu, not '${argument#*=}'" >&2
+        exit 2
+        ;;
+      *) arguments+=("$argument") ;;
+    esac
+  done
 }
 
 # The first Python of at least 3.11 on the PATH, or the one named by PYTHON.

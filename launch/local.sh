@@ -8,17 +8,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-extras=()
-arguments=()
-for argument in "$@"; do
-  case "$argument" in
-    --dry-run) dry_run=1 ;;
-    --accelerator=cpu) ;;
-    --accelerator=cuda | --accelerator=tpu) extras+=("${argument#*=}") ;;
-    --accelerator=*) echo "--accelerator is cpu, cuda or tpu, not '${argument#*=}'" >&2; exit 2 ;;
-    *) arguments+=("$argument") ;;
-  esac
-done
-
+parse_arguments "$@"
 make_environment ${extras[@]+"${extras[@]}"}
 run exec "$venv/bin/python" -m clap_jax.main ${arguments[@]+"${arguments[@]}"}

@@ -11,6 +11,7 @@ import soundfile
 import clap_jax
 from clap_jax import checkpoint
 from clap_jax.audio import io
+from clap_jax.pipeline.sources import build_source
 from clap_jax.train import loop
 from tests.train.test_loop import small_config
 
@@ -68,6 +69,8 @@ def test_paths_bytes_and_arrays_are_one(clap, files):
     wave, rate_hz = soundfile.read(files[1], dtype="float32")
     vectors = clap.embed_audio([files[1], files[1].read_bytes(), (wave, rate_hz)])
     assert np.abs(vectors - vectors[0]).max() < 1e-6
+    listed = clap.embed_audio((wave.tolist(), rate_hz))
+    assert np.abs(listed - vectors[0]).max() < 1e-6
     stereo = np.stack([wave, wave])
     assert np.abs(clap.embed_audio((stereo, rate_hz)) - vectors[0]).max() < 1e-6
 
@@ -98,6 +101,13 @@ def test_text_similarity_and_classes(clap, files):
     classes = clap.classify(files[:3], ["dog", "rain"], template=["{}", "a {}"])
     assert classes.shape == (3, 2)
     np.testing.assert_allclose(classes.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_classes_must_be_a_list_of_names(clap, files):
+    with pytest.raises(TypeError, match="dog"):
+        clap.classify(files[0], "dog")
+    with pytest.raises(ValueError, match="label"):
+        clap.classify(files[0], [])
 
 
 def test_nothing_in_nothing_out(clap):
@@ -176,3 +186,17 @@ def test_a_cut_weights_file_is_named(clap, tmp_path):
 def test_unknown_attribute():
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         clap_jax.laod  # noqa: B018
+
+
+def test_the_evaluator_sees_what_the_api_sees(clap, workdir, tmp_path):
+    """Faint sounds too, where sixteen bits would show."""
+    source = build_source("synthetic", "few", {"split": "kinds", "examples": 4})
+    waves = [source[index]["audio"] for index in range(4)]
+    faint = [(1e-3 * wave, rate_hz) for wave, rate_hz in waves]
+    for number, (wave, rate_hz) in enumerate(faint):
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, wave, rate_hz, subtype="FLOAT")
+    files = build_source("manifest", "faint", {"path": str(tmp_path)})
+    embeddings, kept = clap._encoder.audio(files)
+    assert kept.all()
+    assert np.abs(embeddings - clap.embed_audio(faint)).max() < 1e-6

@@ -43,6 +43,42 @@ def test_unknown_argument_names_the_nearest():
         config_lib.parse_argument("smoek", smoke=False)
 
 
+KEYS = {"path": "", "smoke": False, "steps": 1, "rate": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("a.csv,smok", r"'smok' .did you mean 'smoke'\?.*path is 'a.csv' already"),
+        ("path=a.csv,b.csv", "'b.csv' .*path is 'a.csv' already"),
+        ("a.csv,stpes=5", r"'stpes' .did you mean 'steps'\?"),
+        ("stpes=5", r"'stpes' .did you mean 'steps'\?"),
+        ("steps=abc", "steps=abc: 'abc' is not a whole number"),
+        ("steps=1.5", "steps=1.5: '1.5' is not a whole number"),
+        ("rate=fast", "rate=fast: 'fast' is not a number"),
+        ("smoke=maybe", "smoke=maybe: 'maybe' is not true, false, yes, no, 1 or 0"),
+    ],
+)
+def test_bad_arguments_are_named(argument, message):
+    with pytest.raises(config_lib.ConfigError, match=message):
+        config_lib.parse_argument(argument, **KEYS)
+
+
+@pytest.mark.parametrize("path", ["/data/fold=1/a.csv", "a=b.csv", "./steps=1/a.csv"])
+def test_a_path_may_hold_an_equals_sign(path):
+    assert config_lib.parse_argument(f"{path},smoke", **KEYS).path == path
+    assert config_lib.parse_argument(f"path={path}", **KEYS).path == path
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("true", True), ("Yes", True), ("1", True)]
+    + [("false", False), ("no", False), ("0", False)],
+)
+def test_switches(word, value):
+    assert config_lib.parse_argument(f"smoke={word}", **KEYS).smoke is value
+
+
 @pytest.mark.parametrize(
     ("steps", "epochs", "expected"), [(10, 0.0, 10), (0, 2.0, 4), (0, 0.5, 1)]
 )

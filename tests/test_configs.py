@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from clap_jax import config as config_lib
+from clap_jax.pipeline.sources import build_source
 from clap_jax.train import loop
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
@@ -20,10 +21,11 @@ def get_config(path: Path, argument: str):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_smoke_run_trains_and_reports(path, tmp_path, shared_data):
-    data = (
-        f"{shared_data / 'esc10' / 'metadata.csv'}," if path.stem == "manifest" else ""
-    )
+def test_smoke_run_trains_and_reports(path, tmp_path, request):
+    data = ""
+    if path.stem == "manifest":
+        shared_data = request.getfixturevalue("shared_data")
+        data = f"{shared_data / 'esc10' / 'metadata.csv'},"
     config = get_config(path, f"{data}smoke")
     loop.train(config, tmp_path)
     lines = [
@@ -62,3 +64,68 @@ def test_manifest_config_splits_folds(shared_data):
     assert tuple(config.evals.classes.source.where.fold) == ("3",)
     with pytest.raises(config_lib.ConfigError, match="fold has no value '9'"):
         get_config(path, f"{table},test=9")
+
+
+MANIFEST = CONFIGS[0].with_name("manifest.py")
+
+
+def held_out(tmp_path, column, values, argument=""):
+    """Values that configs/manifest.py trains on and tests on, None for all rows."""
+    rows = [f"{number}.wav,x,{value}" for number, value in enumerate(values)]
+    table = tmp_path / "clips.csv"
+    table.write_text("\n".join([f"path,label,{column}", *rows]))
+    config = get_config(MANIFEST, f"{table}{argument}")
+    test = next(iter(config.evals.values())).source.where
+    train = config.data.sources[0]["where"]
+    return tuple(
+        sorted(where[column]) if column in where else None for where in (train, test)
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "argument", "train", "test"),
+    [
+        ("fold", ["1", "2", "3"], "", ["1", "2"], ["3"]),
+        ("fold", ["1", "1"], "", None, None),
+        ("fold", ["", ""], "", None, None),
+        ("fold", ["1", ""], "", [""], ["1"]),
+        ("split", ["train", "train"], "", None, None),
+        ("split", ["train", "test"], "", ["train"], ["test"]),
+        ("split", ["train", "Test", "VAL"], "", ["train"], ["Test"]),
+        ("split", ["train", "val", "dev", "test"], "", ["train"], ["test"]),
+        ("split", ["train", "Validation"], "", ["train"], ["Validation"]),
+        ("split", ["train", "test", "val"], ",validation=val", ["train"], ["val"]),
+        ("split", ["train", "test", "val"], ",test=val", ["train"], ["val"]),
+        ("split", ["train", ""], "", ["train"], [""]),
+        ("split", ["", "test"], "", [""], ["test"]),
+        ("subset", ["training", "eval", "extra"], "", ["extra", "training"], ["eval"]),
+        ("subset", ["here", "there", "training"], "", ["here", "training"], ["there"]),
+    ],
+)
+def test_manifest_config_holds_out(tmp_path, column, values, argument, train, test):
+    assert held_out(tmp_path, column, values, argument) == (train, test)
+
+
+@pytest.mark.parametrize(
+    ("values", "argument", "message"),
+    [
+        (["1", "1"], ",test=9", "no '9' to hold out.*leave out test"),
+        (["1", "2"], ",test=1,validation=2", "no rows are left to train on"),
+        (["test", "val"], "", "no rows are left to train on"),
+    ],
+)
+def test_manifest_config_refuses_splits(tmp_path, values, argument, message):
+    with pytest.raises(config_lib.ConfigError, match=message):
+        held_out(tmp_path, "fold", values, argument)
+
+
+def test_manifest_config_takes_labels_before_captions(tmp_path):
+    table = tmp_path / "clips.csv"
+    table.write_text("path,caption,label\n0.wav,,dog\n1.wav,a cat,cat\n")
+    config = get_config(MANIFEST, str(table))
+    assert list(config.evals) == ["classes"]
+    options = {**config.data.sources[0], "check_files": False}
+    source = build_source(options.pop("kind"), "mine", options)
+    assert all("dog" in caption for caption in source.captions(0))
+    table.write_text("path,caption\n0.wav,a dog\n1.wav,a cat\n")
+    assert list(get_config(MANIFEST, str(table)).evals) == ["captions"]

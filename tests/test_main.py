@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from clap_jax.main import default_workdir
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -32,14 +36,36 @@ def test_config_is_required():
     assert "config" in done.stderr
 
 
-def test_unknown_override_names_the_key(tmp_path):
-    done = run(
-        "--config=configs/quickstart.py:smoke",
-        f"--workdir={tmp_path}",
-        "--config.optim.learning_rat=1e-3",
-    )
-    assert done.returncode != 0
-    assert "learning_rat" in done.stderr
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.optim.learning_rat=1e-3", "learning_rat"),
+        ("--config.train.batch_size=many", "many"),
+        ("--mode=tran", "tran"),
+        ("--workdri=x", "workdri"),
+    ],
+)
+def test_bad_flags_are_a_sentence(tmp_path, flag, message):
+    done = run("--config=configs/quickstart.py:smoke", f"--workdir={tmp_path}", flag)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("configs/manifest.py:nowhere.csv", "nowhere.csv"),
+        ("configs/quickstart.py:smok", "did you mean 'smoke'"),
+        ("configs/quickstrt.py", "quickstrt.py"),
+    ],
+)
+def test_a_bad_config_argument_is_a_sentence(tmp_path, config, message):
+    done = run(f"--config={config}", f"--workdir={tmp_path}")
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_config_error_is_a_sentence_not_a_traceback(tmp_path):
@@ -57,3 +83,16 @@ def test_stray_arguments_are_refused(tmp_path):
     done = run("--config=configs/quickstart.py:smoke", f"--workdir={tmp_path}", "x")
     assert done.returncode != 0
     assert "unexpected argument(s): x" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("configs/quickstart.py", "runs/quickstart"),
+        ("configs/quickstart.py:smoke", "runs/quickstart-smoke"),
+        ("configs/manifest.py:../esc10/all.csv", "runs/manifest-esc10_all_csv"),
+        ("configs/manifest.py:a.csv,test=4", "runs/manifest-a_csv_test_4"),
+    ],
+)
+def test_each_experiment_has_its_own_default_workdir(config, expected):
+    assert default_workdir(config) == expected

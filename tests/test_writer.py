@@ -42,23 +42,30 @@ def test_tensorboard_events(tmp_path):
 
 
 def test_wandb_gets_every_line(tmp_path, monkeypatch):
-    logged = []
+    logged, identities = [], []
 
     class Run:
         def log(self, scalars, step):
             logged.append((step, scalars))
 
+        def finish(self):
+            logged.append("finished")
+
     class Wandb:
         @staticmethod
         def init(**options):
             assert options["project"] == "sounds"
+            assert options["resume"] == "allow"
+            identities.append(options["id"])
             return Run()
 
     monkeypatch.setitem(sys.modules, "wandb", Wandb)
-    writer = Writer(tmp_path, total_steps=1, wandb_project="sounds")
-    writer.write(1, {"train/loss": 1.0})
-    writer.close()
-    assert logged == [(1, {"train/loss": 1.0})]
+    for _ in range(2):
+        writer = Writer(tmp_path, total_steps=1, wandb_project="sounds")
+        writer.write(1, {"train/loss": 1.0})
+        writer.close()
+    assert logged[:2] == [(1, {"train/loss": 1.0}), "finished"]
+    assert identities[0] == identities[1]  # one run of W&B for one workdir
 
 
 def test_a_missing_extra_says_how_to_get_it(tmp_path, monkeypatch):

@@ -35,11 +35,6 @@ def random_crop(x: np.ndarray, length: int, rng: np.random.Generator) -> np.ndar
     return x[start : start + length]
 
 
-def start_crop(x: np.ndarray, length: int) -> np.ndarray:
-    """The first `length` entries of `x` along axis 0 (all of a shorter one)."""
-    return x[:length]
-
-
 def center_crop(x: np.ndarray, length: int) -> np.ndarray:
     """The middle `length` entries of `x` along axis 0 (all of a shorter one)."""
     start = max(len(x) - length, 0) // 2

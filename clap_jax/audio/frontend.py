@@ -54,16 +54,20 @@ def frame(wave: Any, frontend: mel.Frontend, xp: ModuleType = np) -> Any:
 
 
 def log_mel(
-    wave: Float32[Any, "*batch T"], frontend: mel.Frontend, xp: ModuleType = np
+    wave: Float32[Any, "*batch T"] | Int16[Any, "*batch T"],
+    frontend: mel.Frontend,
+    xp: ModuleType = np,
 ) -> Float32[Any, "*batch N F"]:
     """Log-mel spectrogram in dB: 10 log10(max(mel power, 1e-10)).
 
-    wave: float32 [..., T] at `frontend.rate_hz`, in [-1, 1]; T > n_fft / 2.
+    wave: float32 [..., T] at `frontend.rate_hz`, in [-1, 1], or int16; T > n_fft / 2.
     xp: numpy, or jax.numpy (differentiable, for jit).
     Returns float32 [..., N, F] with N = 1 + T // hop. Equal to torchlibrosa's
     Spectrogram and LogmelFilterBank for the "slaney" bank and to torchaudio's
     MelSpectrogram and AmplitudeToDB for the "htk" bank.
     """
+    if wave.dtype == np.int16:
+        wave = from_int16(wave, xp)
     frames = frame(wave, frontend, xp) * mel.hann_window(frontend)
     # On float32 frames scipy's transform takes a third of the time of numpy's.
     spectrum = scipy.fft.rfft(frames) if xp is np else xp.fft.rfft(frames)

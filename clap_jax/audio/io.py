@@ -20,6 +20,7 @@ MIN_SECONDS = 0.001
 """Shorter clips are refused: there is nothing to hear in them."""
 
 _UNKNOWN_FRAMES = 1 << 40
+_REMEDY = "export it again or remove the clip"
 
 
 class AudioError(ValueError):
@@ -47,12 +48,12 @@ def read(source: Any, name: str = "") -> tuple[Float32[np.ndarray, " t"], int]:
         raise AudioError(f"{name}: {_why(error, opened)}") from None
     # soundfile asks for a sample rate when a name ends in .raw.
     except (soundfile.SoundFileError, TypeError) as error:
-        raise AudioError(f"{name}: cannot be decoded: {error}") from None
+        raise AudioError(f"{name}: cannot be decoded: {error}; {_REMEDY}") from None
     # The length in an MP3 is an estimate.
     if len(samples) < header_frames and kind != "MP3":
         raise AudioError(
             f"{name}: truncated: {len(samples)} frames found, its header promises "
-            f"{header_frames}"
+            f"{header_frames}; {_REMEDY}"
         )
     return _checked(_mono(samples), rate_hz, name), rate_hz
 
@@ -112,7 +113,7 @@ def _open(source: Any, name: str) -> str | io.BytesIO:
         except OSError as error:
             raise AudioError(f"{name}: {error.strerror or error}") from None
         if size == 0:
-            raise AudioError(f"{name}: the file is empty, expected audio")
+            raise AudioError(f"{name}: the file is empty; {_REMEDY}")
         return path
     data = source
     if hasattr(source, "read"):
@@ -123,7 +124,7 @@ def _open(source: Any, name: str) -> str | io.BytesIO:
             "file object or (array, rate_hz)"
         )
     if not len(data):
-        raise AudioError(f"{name}: there are no bytes, expected audio")
+        raise AudioError(f"{name}: there are no bytes; {_REMEDY}")
     return io.BytesIO(data)
 
 
@@ -138,7 +139,7 @@ def _why(error: soundfile.LibsndfileError, opened: str | io.BytesIO) -> str:
     except OSError as trouble:
         return f"cannot be read: {trouble.strerror or trouble}"
     said = error.error_string.rstrip(".")
-    return f"not decodable ({said}; starts with {head!r}), expected audio"
+    return f"not decodable ({said}; starts with {head!r}); {_REMEDY}"
 
 
 def _mono(samples: np.ndarray) -> np.ndarray:
@@ -152,16 +153,17 @@ def _checked(wave: np.ndarray, rate_hz: Real, name: str) -> np.ndarray:
     """`wave` as contiguous float32, or an AudioError."""
     wave = np.ascontiguousarray(wave, np.float32)
     if not len(wave):
-        raise AudioError(f"{name}: has no samples")
+        raise AudioError(f"{name}: has no samples; {_REMEDY}")
     bad = len(wave) - np.count_nonzero(np.isfinite(wave))
     if bad:
         raise AudioError(
-            f"{name}: {bad} of {len(wave)} samples are not finite (NaN or infinite)"
+            f"{name}: {bad} of {len(wave)} samples are not finite (NaN or infinite); "
+            f"{_REMEDY}"
         )
     if len(wave) / rate_hz < MIN_SECONDS:
         raise AudioError(
             f"{name}: {len(wave)} samples at {rate_hz} Hz are "
-            f"{len(wave) / rate_hz:.6f} s, expected {MIN_SECONDS} s or more"
+            f"{len(wave) / rate_hz:.6f} s, expected {MIN_SECONDS} s or more; {_REMEDY}"
         )
     return wave
 

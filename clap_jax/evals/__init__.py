@@ -1,29 +1,32 @@
 """Evaluations with pinned protocols: an evaluator sees an encoder, nothing else."""
 
-import difflib
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clap_jax.evals.base import Encoder, Result, Source
+from clap_jax import config as config_lib
+from clap_jax.evals.base import Encoder, Result
 from clap_jax.evals.retrieval import Retrieval
-from clap_jax.evals.zeroshot import ZeroShot
+from clap_jax.evals.zeroshot import ZeroShot, class_embeddings
+
+if TYPE_CHECKING:
+    from clap_jax.pipeline.sources import Source
 
 __all__ = [
     "EVALUATORS",
     "Encoder",
     "Result",
     "Retrieval",
-    "Source",
     "ZeroShot",
     "build_evaluator",
+    "class_embeddings",
 ]
 
 EVALUATORS = {"retrieval": Retrieval, "zeroshot": ZeroShot}
 
 
 def build_evaluator(
-    kind: str, source: Source, options: Mapping[str, Any] | None = None
+    kind: str, source: "Source", options: Mapping[str, Any] | None = None
 ) -> Retrieval | ZeroShot:
     """Makes an evaluator by name; it has one method, `run(encoder) -> Result`.
 
@@ -36,17 +39,15 @@ def build_evaluator(
         ValueError: unknown kind or option, with the names that come close.
     """
     options = dict(options or {})
-    _known("evaluator", kind, EVALUATORS)
+    if kind not in EVALUATORS:
+        raise ValueError(config_lib.unknown("evaluator", kind, EVALUATORS))
     evaluator = EVALUATORS[kind]
     allowed = [name for name in inspect.signature(evaluator).parameters][1:]
-    for name in options:
-        _known(f"option of evaluator '{kind}'", name, allowed)
+    problems = [
+        config_lib.unknown("option", name, allowed)
+        for name in options
+        if name not in allowed
+    ]
+    if problems:
+        raise ValueError(f"evaluator {kind}: {'; '.join(problems)}")
     return evaluator(source, **options)
-
-
-def _known(what: str, name: str, allowed) -> None:
-    if name in allowed:
-        return
-    near = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown {what}: {name!r}{hint} (known: {', '.join(allowed)})")

@@ -2,29 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+if TYPE_CHECKING:  # at run time it would import jax, which reports do without
+    from clap_jax.pipeline.sources import Source
+
 # Embeddings are unit vectors; half-precision towers still normalise in float32.
 NORM_TOLERANCE = 1e-2
-
-
-class Source(Protocol):
-    """The part of a data source that evaluators read; none of it decodes audio."""
-
-    name: str
-
-    def __len__(self) -> int: ...
-
-    def captions(self, index: int) -> list[str]:
-        """Captions of a clip."""
-
-    def tags(self, index: int) -> list[str]:
-        """Labels of a clip."""
-
-    def group(self, index: int) -> str:
-        """Clips of one group are right answers for each other."""
 
 
 class Encoder(Protocol):
@@ -33,7 +19,7 @@ class Encoder(Protocol):
     scale: float
     """The factor between a cosine and the model's score."""
 
-    def audio(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    def audio(self, source: "Source") -> tuple[np.ndarray, np.ndarray]:
         """Embeddings float32 [n, E] of unit length, and which clips could be read.
 
         The second array is bool [n]; rows where it is False are ignored.
@@ -62,7 +48,7 @@ class Result:
     protocol: dict[str, Any] = field(default_factory=dict)
 
 
-def encode_audio(encoder: Encoder, source: Source) -> tuple[np.ndarray, np.ndarray]:
+def encode_audio(encoder: Encoder, source: "Source") -> tuple[np.ndarray, np.ndarray]:
     """Embeddings of the clips that could be read.
 
     Returns:

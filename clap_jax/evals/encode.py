@@ -74,7 +74,7 @@ class ModelEncoder:
     def audio(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings float32 [n, E] of every clip of `source` (its middle window when
         it is longer than the model's), and which could be read, bool [n]."""
-        prepare = Prepare(self.spec.frontend, mel="device", random_crop=False)
+        prepare = Prepare(self.spec.frontend, mel="exact", random_crop=False)
         embeddings = np.zeros((len(source), self.spec.embed_dim), np.float32)
         kept = np.zeros(len(source), bool)
         batches = loader.eval_batches(
@@ -137,8 +137,6 @@ class ModelEncoder:
 
 
 def _encode_wave(spec: zoo.Spec, dual: Dual, variables: Any, wave: jax.Array):
-    if wave.dtype == jnp.int16:
-        wave = frontend_lib.from_int16(wave, xp=jnp)
     mel = frontend_lib.log_mel(wave, spec.frontend, xp=jnp)
     (za, _), _ = dual.encode_audio(variables, mel)
     return za

@@ -1,9 +1,14 @@
 """Text-to-audio and audio-to-text retrieval."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from clap_jax.evals import scores
-from clap_jax.evals.base import Encoder, Result, Source, encode_audio, encode_text
+from clap_jax.evals.base import Encoder, Result, encode_audio, encode_text
+
+if TYPE_CHECKING:
+    from clap_jax.pipeline.sources import Source
 
 HEAT_MAP_CLIPS = 64
 CURVE_LENGTH = 50
@@ -20,7 +25,7 @@ class Retrieval:
     """
 
     def __init__(
-        self, source: Source, captions: str = "all", multi_positive: bool = False
+        self, source: "Source", captions: str = "all", multi_positive: bool = False
     ):
         """Reads all captions, so that a bad source fails before any training.
 

@@ -1,15 +1,66 @@
 """Zero-shot classification: labels become sentences, the nearest sentence wins."""
 
-import difflib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clap_jax import config as config_lib
 from clap_jax.evals import scores
-from clap_jax.evals.base import Encoder, Result, Source, encode_audio, encode_text
+from clap_jax.evals.base import Encoder, Result, encode_audio, encode_text
 from clap_jax.text import prompts
 
+if TYPE_CHECKING:
+    from clap_jax.pipeline.sources import Source
+
 TOP_DEPTH = 5
+
+
+def class_embeddings(
+    encoder: Encoder, labels: Sequence[str], templates: str | Sequence[str]
+) -> np.ndarray:
+    """Classes as vectors: the mean over the templates, normalised again.
+
+    Args:
+        encoder: anything with the method `text` of `Encoder`.
+        labels: names of the classes, used as they are written (names out of data go
+            through `clap_jax.text.prompts.class_name` before).
+        templates: sentences with one `{}` for the label, one such sentence, or the
+            name of a set in `clap_jax.text.prompts.TEMPLATES`.
+
+    Returns:
+        float32 [C, E] of unit length, in the order of the labels.
+
+    Raises:
+        TypeError: labels is one string instead of a sequence of them.
+        ValueError: no labels, no templates, a template without `{}`, embeddings are
+            not finite, or the templates of a label cancel out.
+    """
+    if isinstance(labels, str):
+        raise TypeError(f"labels is the text {labels!r}, expected a sequence of texts")
+    labels, templates = list(labels), _sentences(templates)
+    if not labels:
+        raise ValueError("labels is empty, zero-shot classes need at least one")
+    texts = prompts.expand(templates, labels)
+    rows = encode_text(encoder, [text for own in texts for text in own])
+    means = rows.reshape(len(labels), len(templates), -1).mean(axis=1)
+    norms = np.linalg.norm(means, axis=1, keepdims=True)
+    if not norms.all():
+        label = labels[int(np.argmin(norms))]
+        raise ValueError(f"the templates of label {label!r} cancel out")
+    return means / norms
+
+
+def _sentences(templates: str | Sequence[str]) -> tuple[str, ...]:
+    """Templates as `class_embeddings` takes them, looked up and checked."""
+    if isinstance(templates, str):
+        templates = prompts.TEMPLATES.get(templates, (templates,))
+    templates = tuple(templates)
+    if not templates:
+        raise ValueError("templates is empty, zero-shot classes need at least one")
+    for template in templates:
+        prompts.render(template, "label")
+    return templates
 
 
 class ZeroShot:
@@ -22,7 +73,7 @@ class ZeroShot:
 
     def __init__(
         self,
-        source: Source,
+        source: "Source",
         templates: str | Sequence[str] = "laion",
         labels: Sequence[str] | None = None,
     ):
@@ -30,46 +81,24 @@ class ZeroShot:
 
         Args:
             source: clips with tags.
-            templates: sentences with one `{}` for the label, or the name of a set in
-                `clap_jax.text.prompts.TEMPLATES`. The embeddings of all of them are
-                averaged and normalised again.
-            labels: the classes in order; by default the sorted set of the tags.
+            templates: as in `class_embeddings`.
+            labels: the classes in order; by default the sorted set of the tags. Both
+                are made into text by `clap_jax.text.prompts.class_name`.
 
         Raises:
             ValueError: empty source, a clip with no tag or with a tag outside the
                 labels, repeated labels, no templates or one without `{}`.
         """
-        if isinstance(templates, str):
-            templates = prompts.TEMPLATES.get(templates, (templates,))
-        templates = tuple(templates)
-        if not templates:
-            raise ValueError("zeroshot: templates is empty, it needs at least one")
+        self.source, self.templates = source, _sentences(templates)
         if not len(source):
             raise ValueError(f"zeroshot: source '{source.name}' has no clips")
-        self.source, self.templates = source, templates
         tags = [list(dict.fromkeys(source.tags(i))) for i in range(len(source))]
         if labels is None:
             labels = sorted({tag for own in tags for tag in own})
         self.labels = list(labels)
         self.targets = _targets(source.name, tags, self.labels)
         self.multi_label = bool((self.targets.sum(axis=1) > 1).any())
-        names = map(prompts.class_name, self.labels)
-        self.texts = prompts.expand(templates, names)
-
-    def class_embeddings(self, encoder: Encoder) -> np.ndarray:
-        """Mean over templates, normalised again: float32 [C, E].
-
-        Raises:
-            ValueError: embeddings are not finite, or the templates of a class cancel.
-        """
-        flat = [text for texts in self.texts for text in texts]
-        rows = encode_text(encoder, flat)
-        means = rows.reshape(len(self.labels), len(self.templates), -1).mean(axis=1)
-        norms = np.linalg.norm(means, axis=1, keepdims=True)
-        if not norms.all():
-            label = self.labels[int(np.argmin(norms))]
-            raise ValueError(f"zeroshot: the templates of label {label!r} cancel out")
-        return means / norms
+        self.names = [prompts.class_name(label) for label in self.labels]
 
     def run(self, encoder: Encoder) -> Result:
         """Encodes clips and labels and compares.
@@ -80,10 +109,11 @@ class ZeroShot:
             Labels: `classes`.
 
         Raises:
-            ValueError: no clip could be read, or embeddings are not finite.
+            ValueError: no clip could be read, embeddings are not finite, or the
+                templates of a class cancel out.
         """
         za, clips = encode_audio(encoder, self.source)
-        classes = self.class_embeddings(encoder)
+        classes = class_embeddings(encoder, self.names, self.templates)
         similarity = np.concatenate(list(scores.similarity_rows(za, classes)))
         targets = self.targets[clips]
         measure = _multi_label if self.multi_label else _single_label
@@ -135,11 +165,9 @@ def _targets(source_name: str, tags: list[list[str]], labels: list[str]) -> np.n
             )
         for tag in own:
             if tag not in column:
-                near = difflib.get_close_matches(tag, labels, n=3, cutoff=0.5)
-                hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
                 raise ValueError(
-                    f"zeroshot: clip {clip} of source '{source_name}' has the tag "
-                    f"{tag!r}, which is not among the {len(labels)} labels{hint}"
+                    f"zeroshot: clip {clip} of source '{source_name}' has an "
+                    + config_lib.unknown("label", tag, labels)
                 )
             targets[clip, column[tag]] = True
     return targets

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from clap_jax import config as config_lib
 from clap_jax.models import layers
-from clap_jax.models.tower import Tower, from_linen, unknown
+from clap_jax.models.tower import Tower, from_linen
 
 
 class _Linear(nn.Module):
@@ -51,5 +52,5 @@ def tower(kind: str, embed_dim: int, *, dtype: str = "float32") -> Tower:
     Errors: ValueError on an unknown kind.
     """
     if kind not in HEADS:
-        raise ValueError(unknown("head", kind, HEADS))
+        raise ValueError(config_lib.unknown("head", kind, HEADS))
     return from_linen(HEADS[kind](embed_dim, jnp.dtype(dtype)))

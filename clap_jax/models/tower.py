@@ -1,12 +1,13 @@
 """A tower is a pair of pure functions; linen modules stay behind `from_linen`."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
+
+from clap_jax import config as config_lib
 
 # Every random decision of a forward pass draws from one of these streams. The order
 # is part of what makes a seed reproducible: append, do not reorder.
@@ -79,14 +80,6 @@ def defaults(module: type[nn.Module]) -> dict[str, Any]:
     }
 
 
-def unknown(kind: str, name: str, known: Any) -> str:
-    """The sentence for a name that is not in `known`, with the closest that are."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {known}"
-    return f"unknown {kind} {name!r}; {hint}"
-
-
 def complete(
     kind: str, given: Mapping[str, Any], known: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -98,7 +91,7 @@ def complete(
     errors, options = [], dict(known)
     for name, value in given.items():
         if name not in known:
-            errors.append(unknown(f"option of {kind}", name, known))
+            errors.append(config_lib.unknown(f"option of {kind}", name, known))
             continue
         value = tuple(value) if isinstance(value, list) else value
         wanted = type(known[name])

@@ -3,14 +3,16 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from clap_jax import config as config_lib
 from clap_jax.audio.mel import FRONTENDS, Frontend
 from clap_jax.models import bert, conv_transformer, convnet, dual, heads, htsat
-from clap_jax.models.tower import complete, unknown
+from clap_jax.models.tower import complete
 
 AUDIO_TOWERS = {
     "htsat": htsat,
@@ -35,7 +37,7 @@ class TowerSpec:
     def __post_init__(self) -> None:
         kinds = {**AUDIO_TOWERS, **TEXT_TOWERS}
         if self.kind not in kinds:
-            raise ValueError(unknown("tower", self.kind, kinds))
+            raise ValueError(config_lib.unknown("tower", self.kind, kinds))
         options = complete(self.kind, self.options, kinds[self.kind].DEFAULTS)
         object.__setattr__(self, "options", options)
 
@@ -78,7 +80,7 @@ class Spec:
             ("score", self.score, dual.SCORES),
         ):
             if name not in known:
-                raise ValueError(unknown(role, name, known))
+                raise ValueError(config_lib.unknown(role, name, known))
 
     def to_json(self) -> str:
         """The spec as indented JSON text."""
@@ -88,6 +90,14 @@ class Spec:
     def from_json(cls, text: str) -> "Spec":
         """The inverse of `to_json`. Errors: ValueError on unknown or missing keys."""
         return _from_dict(json.loads(text))
+
+
+def read_spec(path: Path) -> Spec:
+    """The spec of a `spec.json`. Errors: ValueError naming the file."""
+    try:
+        return Spec.from_json(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a model's spec: {error}") from error
 
 
 def _from_dict(tree: Mapping[str, Any]) -> Spec:
@@ -103,7 +113,7 @@ def _from_dict(tree: Mapping[str, Any]) -> Spec:
         for key in values:
             if key not in fields:
                 known = [prefix + name for name in fields]
-                errors.append(unknown("key of a spec", prefix + key, known))
+                errors.append(config_lib.unknown("key of a spec", prefix + key, known))
         for name, field in fields.items():
             no_default = field.default is dataclasses.MISSING
             no_default &= field.default_factory is dataclasses.MISSING
@@ -223,7 +233,7 @@ def get_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Spec:
     Errors: ValueError on an unknown name or key, with the closest known ones.
     """
     if name not in SPECS:
-        raise ValueError(unknown("model", name, SPECS))
+        raise ValueError(config_lib.unknown("model", name, SPECS))
     over = _nested(overrides or {})
     base = dataclasses.asdict(SPECS[name])
     for side in ("audio", "text"):
@@ -233,7 +243,9 @@ def get_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Spec:
             base[side] = {"kind": over[side]["kind"], "options": {}}
     if isinstance(over.get("frontend"), str):
         if over["frontend"] not in FRONTENDS:
-            raise ValueError(unknown("front end", over["frontend"], FRONTENDS))
+            raise ValueError(
+                config_lib.unknown("front end", over["frontend"], FRONTENDS)
+            )
         over["frontend"] = dataclasses.asdict(FRONTENDS[over["frontend"]])
     return _from_dict(_merged(base, over))
 
@@ -247,9 +259,9 @@ def build(spec: Spec, *, dtype: str = "float32", remat: str = "none") -> dual.Du
     Errors: ValueError on an unknown dtype or remat.
     """
     if dtype not in ("float32", "bfloat16"):
-        raise ValueError(unknown("dtype", dtype, ("float32", "bfloat16")))
+        raise ValueError(config_lib.unknown("dtype", dtype, ("float32", "bfloat16")))
     if remat not in ("none", "blocks"):
-        raise ValueError(unknown("remat", remat, ("none", "blocks")))
+        raise ValueError(config_lib.unknown("remat", remat, ("none", "blocks")))
     compute = {"dtype": dtype, "remat": remat}
     audio = AUDIO_TOWERS[spec.audio.kind].tower(spec.audio.options, **compute)
     text = TEXT_TOWERS[spec.text.kind].tower(

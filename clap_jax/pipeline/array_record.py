@@ -26,6 +26,7 @@ from array_record.python.array_record_module import (
 )
 
 from clap_jax.audio import io as audio_io
+from clap_jax.pipeline import order
 
 if TYPE_CHECKING:
     from clap_jax.pipeline.sources import Source
@@ -114,6 +115,10 @@ class ArrayRecordSource:
             f"{self.name}: {len(self)} packed clips in {len(self._files)} file{plural} "
             f"({self._path})"
         )
+
+    def digest(self) -> str:
+        """Short hex of the headers of all clips, wherever the files are."""
+        return order.digest([h[key] for key in HEADER_KEYS] for h in self._headers)
 
 
 def write_array_record(

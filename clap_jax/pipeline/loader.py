@@ -81,6 +81,7 @@ def train_dataset(
         [len(source) for source, _ in sources],
         [weight for _, weight in sources],
         names,
+        [source.digest() for source, _ in sources],
         seed,
     )
     global_batch = batch_size * shard[1]
@@ -92,11 +93,6 @@ def train_dataset(
     clips = [Clips(source, prepare) for source, _ in sources]
     batches = TrainBatches(clips, order, tokenizer, batch_size, shard, threads)
     return TrainDataset(batches, threads, workers, prefetch)
-
-
-def steps_per_epoch(sources: Sequence[tuple[Source, Any]], batch_size: int) -> int:
-    """Global batches of `batch_size` in one pass over as many clips as there are."""
-    return sum(len(source) for source, _ in sources) // batch_size
 
 
 class TrainBatches:
@@ -211,7 +207,7 @@ class TrainDataset(grain.IterDataset):
         return TrainIterator(self)
 
     def __str__(self) -> str:
-        return f"TrainDataset({self.batches.order.fingerprint()})"
+        return f"TrainDataset({'; '.join(self.batches.order.fingerprint())})"
 
     def blank_batch(self) -> dict[str, np.ndarray]:
         """Zeros with the shapes and dtypes of a batch, without touching any audio."""
@@ -269,12 +265,16 @@ class TrainIterator(grain.DatasetIterator):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go to where `get_state` was called. ValueError for another sequence's state."""
-        expected = self._dataset.batches.order.fingerprint()
-        if state["sequence"] != expected:
+        expected, found = self._dataset.batches.order.fingerprint(), state["sequence"]
+        if found != expected:
+            was = "; ".join(line for line in found if line not in expected)
+            now = "; ".join(line for line in expected if line not in found)
+            same = "the same sources in another order"
             raise ValueError(
-                f"the checkpoint stands in the data [{state['sequence']}], the config "
-                f"gives [{expected}]: go on with the same data.sources and train.seed, or "
-                "begin a new run with init_from"
+                f"the checkpoint was trained on other data: on {was or same}, and the "
+                f"config gives {now or same}. Give the same data.sources and train.seed "
+                "with this workdir, or another --workdir (with init_from, to start from "
+                "these weights)"
             )
         self._stop()
         self._next_draw = int(state["next_draw"])

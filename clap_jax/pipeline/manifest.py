@@ -16,11 +16,11 @@ is the label; in one without, the words of the file name are the caption.
 import difflib
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from clap_jax.pipeline import tables
+from clap_jax.pipeline import order, tables
 from clap_jax.pipeline.tables import ManifestError, Problem, Table
 from clap_jax.text import prompts
 
@@ -38,6 +38,10 @@ GROUPS = ("clip", "label")
 
 # From so many files in one folder on, listing it is quicker than asking for each.
 LISTED_FROM = 32
+
+# What to do about a problem.
+FILL_IN = "fill it in, or remove the row"
+MERGE = "merge_rows=True makes one clip of such rows, or remove the row"
 
 
 class Columns(NamedTuple):
@@ -112,7 +116,7 @@ class ManifestSource:
         if merge_rows:
             self._merge()
         else:
-            problems += _duplicates(table, columns, kept, self._ids)
+            problems += _duplicates(table, columns, kept, self._ids, audio)
         if problems:
             raise table.error(*problems)
         self._by_label = group_by == "label"
@@ -181,25 +185,27 @@ class ManifestSource:
             + (f", {labels} labels" if labels else "")
         )
 
+    def digest(self) -> str:
+        """Short hex of the filter and of all ids, captions, labels and groups."""
+        rows = (
+            (self.id(i), self.captions(i), self.tags(i), self.group(i))
+            for i in range(len(self))
+        )
+        where = [(key, sorted(_values(want))) for key, want in self._where.items()]
+        return order.digest([sorted(where), *rows])
+
 
 def inspect_manifest(path: str | os.PathLike) -> dict[str, Any]:
-    """What a table or folder holds, without looking at any audio.
+    """What a table or folder holds, by its columns alone: `ManifestSource` checks rows.
 
     Returns path, kind ("csv", "jsonl", "parquet", "folder"), rows (how many), columns;
     audio_column, caption_columns, label_column, split_column, fold_column ("" or () for
     none); labels (distinct, sorted), values {split or fold column: distinct values,
-    sorted}, unique_captions (no two rows share one: retrieval can be scored).
-    Raises ManifestError as `ManifestSource` does, files and duplicates aside.
+    sorted}. Raises ManifestError for what is no table, or lacks columns.
     """
     table = tables.read(path)
     columns = _columns(table, Columns("", (), "", ""))
-    problems: list[Problem] = []
-    rows = range(len(table.lines))
-    tags = _tags(table, columns, rows, "", "clip", problems)
-    captions = _captions(table, columns, rows, problems) if columns.captions else []
-    if problems:
-        raise table.error(*problems)
-    counts = Counter(caption for own in captions for caption in dict.fromkeys(own))
+    tags = _tags(table, columns, range(len(table.lines)), "", "clip", [])
     split, fold = _find(table, SPLIT_COLUMNS), _find(table, FOLD_COLUMNS)
     return {
         "path": table.path,
@@ -211,9 +217,8 @@ def inspect_manifest(path: str | os.PathLike) -> dict[str, Any]:
         "label_column": columns.label,
         "split_column": split,
         "fold_column": fold,
-        "labels": sorted({tag for own in tags for tag in own if tag}),
+        "labels": sorted({tag for own in tags for tag in own}),
         "values": {name: _distinct(table, name) for name in (split, fold) if name},
-        "unique_captions": bool(counts) and max(counts.values()) == 1,
     }
 
 
@@ -349,11 +354,13 @@ def _missing_files(
         except OSError:
             names = set()
         missing += [file for file in files if os.path.basename(file[1]) not in names]
+    none = len(missing) == len(kept) > 1
+    advice = "" if none else "check the path, or set audio_folder"
     problems = [
-        Problem(table.lines[row], columns.audio, f"there is no file {path}")
+        Problem(table.lines[row], columns.audio, f"there is no file {path}", advice)
         for row, path in missing
     ]
-    if len(problems) == len(kept) > 1:
+    if none:
         reason = (
             f"none of the {len(kept)} audio files was found: paths are relative to the "
             "table's own folder, set audio_folder where that is not so"
@@ -376,7 +383,7 @@ def _captions(
         captions = tuple(filter(None, found))
         if not captions or (len(columns.captions) == 1 and len(captions) < len(found)):
             name = ", ".join(columns.captions)
-            problems.append(Problem(table.lines[row], name, "empty caption"))
+            problems.append(Problem(table.lines[row], name, "empty caption", FILL_IN))
         result.append(captions)
     return result
 
@@ -401,21 +408,28 @@ def _tags(
         found = tables.texts(table.columns[columns.label][row], separator)
         tags = tuple(dict.fromkeys(filter(None, found)))
         if needed and not tags:
-            problems.append(Problem(table.lines[row], columns.label, "empty label"))
+            line = table.lines[row]
+            problems.append(Problem(line, columns.label, "empty label", FILL_IN))
         result.append(tags)
     return result
 
 
 def _duplicates(
-    table: Table, columns: Columns, kept: Sequence[int], ids: list[str]
+    table: Table,
+    columns: Columns,
+    kept: Sequence[int],
+    ids: list[str],
+    audio: list[str],
 ) -> list[Problem]:
     """Rows with the id of an earlier row."""
-    first: dict[str, int] = {}
+    first: dict[str, tuple[int, str]] = {}
     problems = []
-    hint = "" if columns.id else " (merge_rows makes one clip of such rows)"
-    for row, name in zip(kept, ids, strict=True):
-        line = table.lines[row]
-        if name and first.setdefault(name, line) != line:
-            reason = f"{name!r} is in {table.unit} {first[name]} already{hint}"
-            problems.append(Problem(line, columns.id or columns.audio, reason))
+    for row, name, path in zip(kept, ids, audio, strict=True):
+        line, known = table.lines[row], first.get(name)
+        if name and known:
+            reason = f"{name!r} is in {table.unit} {known[0]} already"
+            advice = MERGE if path == known[1] else "rename one, or remove the row"
+            problems.append(Problem(line, columns.id or columns.audio, reason, advice))
+        else:
+            first[name] = line, path
     return problems

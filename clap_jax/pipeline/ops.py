@@ -22,6 +22,10 @@ REPLACEMENT_TRIES = 16
 """So many neighbours of a damaged clip are tried before giving up."""
 
 
+# Where mels are computed, and the dtype of what a batch then holds.
+DTYPES = {"host": np.float16, "device": np.int16, "exact": np.float32}
+
+
 class Cache:
     """Arrays in memory, up to a budget. What is in it stays: an epoch visits every clip
     once, so dropping old ones for new ones would never hit. Safe in threads; a pickled
@@ -70,9 +74,9 @@ class Prepare:
 
     frontend: rate, clip length, mels and how short clips are filled up.
     mel: "host" gives log-mels, float16 [clip_frames, F] in dB; "device" gives 16-bit
-        waves, int16 [clip_samples], whose mels the device computes.
-    random_crop: a random part of longer clips (training); else the part that `part`
-        says, "center" or "start".
+        waves, int16 [clip_samples], whose mels the device computes; "exact" the same
+        waves as float32, which only have 16 bits where the front end says so.
+    random_crop: a random part of longer clips (training); else their middle.
     cache_gib: memory for prepared clips, in GiB for each process.
 
     A random crop of a host mel is cut out of the mel of the whole clip, so that its first
@@ -86,16 +90,12 @@ class Prepare:
         mel: str = "host",
         random_crop: bool = True,
         cache_gib: float = 0.0,
-        part: str = "center",
     ):
-        if mel not in ("host", "device"):
-            raise ValueError(f"mel is {mel!r}, expected 'host' or 'device'")
-        if part not in ("center", "start"):
-            raise ValueError(f"part is {part!r}, expected 'center' or 'start'")
+        if mel not in DTYPES:
+            raise ValueError(f"mel is {mel!r}, expected one of {', '.join(DTYPES)}")
         if cache_gib < 0:
             raise ValueError(f"cache_gib is {cache_gib}, expected 0 or more")
         self.frontend, self.mel, self.random_crop = frontend, mel, random_crop
-        self._part = part
         self.cache = Cache(int(cache_gib * 2**30))
 
     @property
@@ -113,7 +113,7 @@ class Prepare:
     @property
     def dtype(self) -> np.dtype:
         """Dtype of a finished clip."""
-        return np.dtype(np.float16 if self.mel == "host" else np.int16)
+        return np.dtype(DTYPES[self.mel])
 
     def __call__(self, audio: Any, name: str = "") -> np.ndarray:
         """The half without chance: `finish` takes what this returns.
@@ -125,13 +125,14 @@ class Prepare:
         frontend = self.frontend
         wave = io.load(audio, frontend.rate_hz, name)
         if not self.random_crop:
-            cut = crop.center_crop if self._part == "center" else crop.start_crop
-            wave = cut(wave, frontend.clip_samples)
+            wave = crop.center_crop(wave, frontend.clip_samples)
         wave = crop.fill(wave, frontend.clip_samples, frontend.fill)
         if self.mel == "device":
             return io.to_int16(wave)
         if frontend.int16_trip:
             wave = io.quantise(wave)
+        if self.mel == "exact":
+            return wave
         return frontend_lib.log_mel(wave, frontend).astype(np.float16)
 
     def finish(

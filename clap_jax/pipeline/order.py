@@ -1,8 +1,10 @@
 """The order of training examples: an endless shuffled mixture, by random access."""
 
+import hashlib
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,13 +12,24 @@ import numpy as np
 PATTERN_LENGTH = 10_000
 
 
+def digest(parts: Iterable[Any]) -> str:
+    """Eight hex digits for a sequence of strings, numbers, and tuples and lists of them.
+
+    Sources make theirs from what they hold, so that runs can tell data apart.
+    """
+    total = hashlib.blake2b(digest_size=4)
+    for part in parts:
+        total.update(repr(part).encode("utf-8", "surrogatepass") + b"\n")
+    return total.hexdigest()
+
+
 class Order:
     """Which clip of which source the n-th example of a training run is.
 
-    lengths, weights, names: of the sources. With weights None (or 0) for all, the sources
-    are shuffled together and every clip comes once in an epoch. Else every source has a
-    positive weight; the sources take turns in these proportions, and each is reshuffled
-    whenever all of its clips have come.
+    lengths, weights, names, digests: of the sources. With weights None (or 0) for all,
+    the sources are shuffled together and every clip comes once in an epoch. Else every
+    source has a positive weight; the sources take turns in these proportions, and each
+    is reshuffled whenever all of its clips have come.
     """
 
     def __init__(
@@ -24,6 +37,7 @@ class Order:
         lengths: Sequence[int],
         weights: Sequence[float | None],
         names: Sequence[str],
+        digests: Sequence[str],
         seed: int,
     ):
         if not lengths:
@@ -35,6 +49,7 @@ class Order:
             raise ValueError(f"seed is {seed}, expected 0 to 2**32 - 1")
         self.seed, self.examples = seed, sum(lengths)
         self._names, self._lengths = list(names), list(lengths)
+        self._digests = list(digests)
         self._weights = _checked_weights(weights, names)
         # Where each source starts when all are shuffled together.
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -56,14 +71,16 @@ class Order:
         turn = cycle * int(self._counts[which]) + int(self._ranks[step])
         return which, self._shuffles[which](turn)
 
-    def fingerprint(self) -> str:
-        """Says in words which sequence this is."""
+    def fingerprint(self) -> list[str]:
+        """Says in words which sequence this is: a line for each source, and the seed."""
         weights = self._weights or [None] * len(self._names)
-        parts = [
-            f"{name}: {length}" + ("" if weight is None else f" at {weight:g}")
-            for name, length, weight in zip(self._names, self._lengths, weights)
+        rows = zip(self._names, self._lengths, self._digests, weights, strict=True)
+        lines = [
+            f"source {name!r}: {length} clips, data {data}"
+            + ("" if weight is None else f", weight {weight:g}")
+            for name, length, data, weight in rows
         ]
-        return f"{', '.join(parts)}; seed {self.seed}"
+        return [*lines, f"seed {self.seed}"]
 
 
 class Shuffle:

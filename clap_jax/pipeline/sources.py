@@ -1,10 +1,10 @@
 """What a source of clips is, and the table of the kinds there are."""
 
-import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
+from clap_jax import config as config_lib
 from clap_jax.pipeline.array_record import ArrayRecordSource
 from clap_jax.pipeline.manifest import ManifestSource
 from clap_jax.pipeline.synthetic import SyntheticSource
@@ -40,6 +40,9 @@ class Source(Protocol):
     def description(self) -> str:
         """One line on what the source holds."""
 
+    def digest(self) -> str:
+        """Short hex that other clips, captions or labels change; audio is not read."""
+
 
 SOURCES = {
     "manifest": ManifestSource,
@@ -56,14 +59,16 @@ def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
     missing options, and whatever the source finds wrong with its data.
     """
     if kind not in SOURCES:
-        raise ValueError(f"unknown kind of source: {_unknown(kind, SOURCES)}")
+        raise ValueError(config_lib.unknown("kind of source", kind, SOURCES))
     parameters = inspect.signature(SOURCES[kind]).parameters
     allowed = [parameter for parameter in parameters if parameter != "name"]
-    problems = [_unknown(key, allowed) for key in options if key not in allowed]
+    problems = [
+        config_lib.unknown("option", key, allowed)
+        for key in options
+        if key not in allowed
+    ]
     if problems:
-        raise ValueError(
-            f"{kind} source {name!r}: unknown option {'; '.join(problems)}"
-        )
+        raise ValueError(f"{kind} source {name!r}: {'; '.join(problems)}")
     missing = [
         key
         for key in allowed
@@ -74,10 +79,3 @@ def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
     source = SOURCES[kind](**options)
     source.name = name
     return source
-
-
-def _unknown(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=3)
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"{name!r} ({hint}known: {', '.join(known)})"

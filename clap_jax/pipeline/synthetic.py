@@ -8,7 +8,7 @@ import operator
 
 import numpy as np
 
-from clap_jax.pipeline import scenes, sounds
+from clap_jax.pipeline import order, scenes, sounds
 from clap_jax.pipeline.scenes import CATALOGUE, KINDS, Scene
 
 __all__ = ["KINDS", "SyntheticSource"]
@@ -152,3 +152,8 @@ class SyntheticSource:
             f"sound, {self._samples / self._rate_hz:g} s at {self._rate_hz} Hz, "
             f"seed {self._seed}"
         )
+
+    def digest(self) -> str:
+        """Short hex of the settings that make the clips."""
+        settings = (self._split, self._examples, self._seed)
+        return order.digest([*settings, self._rate_hz, self._samples])

@@ -30,6 +30,7 @@ class Problem(NamedTuple):
     line: int
     column: str
     reason: str
+    advice: str = ""  # what to do, said with the first problem that it is for
 
 
 class ManifestError(ValueError):
@@ -40,11 +41,13 @@ class ManifestError(ValueError):
         super().__init__(path, problems, unit)
 
     def __str__(self) -> str:
-        lines = []
-        for line, column, reason in self.problems[:SHOWN_PROBLEMS]:
+        lines, said = [], {""}
+        for line, column, reason, advice in self.problems[:SHOWN_PROBLEMS]:
             place = [f"{self.unit} {line}"] if line else []
             place += [f"column {column!r}"] if column else []
-            lines.append(": ".join(filter(None, (", ".join(place), reason))))
+            text = ": ".join(filter(None, (", ".join(place), reason)))
+            lines.append(text if advice in said else f"{text} ({advice})")
+            said.add(advice)
         if len(self.problems) == 1:
             return f"{self.path}: {lines[0]}"
         hidden = len(self.problems) - len(lines)

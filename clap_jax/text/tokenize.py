@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import tokenizers
-from tokenizers import (
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -123,9 +116,7 @@ def load(path_or_hub_id: str | os.PathLike, length: int) -> Tokenizer:
         ) from error
 
 
-def train(
-    texts: Iterable[str], vocab_size: int, length: int, lower_case: bool = False
-) -> Tokenizer:
+def train(texts: Iterable[str], vocab_size: int, length: int) -> Tokenizer:
     """Byte-level BPE learned from `texts`, with RoBERTa's layout `<s> text </s>`.
 
     The same texts give the same tokenizer. It has `vocab_size` tokens at most: fewer
@@ -140,8 +131,6 @@ def train(
         )
     start, pad, end, unknown, mask = SPECIAL_TOKENS
     backend = tokenizers.Tokenizer(models.BPE())
-    if lower_case:
-        backend.normalizer = normalizers.Lowercase()
     # With the space, a word is the same token at the start and within a caption.
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     backend.decoder = decoders.ByteLevel()

@@ -1,14 +1,13 @@
 """From a config to the parts of a run: sources, tokenizer, model, evaluators.
 
-The same for training, evaluation and resuming. What a model needs besides weights
-(spec, tokenizer) is written into the workdir at once, so that `clap_jax.load` works on
-it from the first checkpoint on.
+The same for training, evaluation and resuming.
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable
-from functools import partial
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source, build_source
 from clap_jax.text import tokenize
 
-# A tokenizer is trained on at most so many captions; more change nothing.
+# A tokenizer is trained on at most so many captions of each source.
 TOKENIZER_CAPTIONS = 1_000_000
 
 
@@ -92,6 +91,18 @@ class Experiment(NamedTuple):
             str(folder),
         )
 
+    def keep(self) -> None:
+        """Write into the workdir what the model needs besides weights, and the config.
+
+        Called once everything is known to work, and before the first checkpoint, so
+        that `clap_jax.load` can use any checkpoint that there is.
+        """
+        if jax.process_index() == 0:
+            self.tokenizer.save(self.workdir / "tokenizer")
+            config_lib.write_text(self.workdir / "spec.json", self.spec.to_json())
+            text = config_lib.to_json(self.config)
+            config_lib.write_text(self.workdir / "config.json", text)
+
     def due(self, step: int, last: bool) -> list[str]:
         """The evaluations that are to run at `step`."""
         return [
@@ -134,10 +145,19 @@ def build(config: ConfigDict, workdir: Path) -> Experiment:
     spec = zoo.get_spec(config.model, config_lib.plain(config.model_overrides))
     tokenizer = _tokenizer(config, spec, workdir, [source for source, _ in sources])
     spec = dataclasses.replace(spec, vocab_size=tokenizer.vocab_size)
-    _keep_spec(spec, workdir)
+    _check_spec(spec, workdir)
+    _check_best_metric(config)
     dual = zoo.build(spec, dtype=config.precision, remat=config.remat)
-    encoder = partial(
-        ModelEncoder, spec, dual, tokenizer, mesh=mesh, threads=config.data.threads
+    # Evaluations with one batch size share what is compiled.
+    encoder = functools.cache(
+        lambda batch_size: ModelEncoder(
+            spec,
+            dual,
+            tokenizer,
+            mesh=mesh,
+            batch_size=batch_size,
+            threads=config.data.threads,
+        )
     )
     return Experiment(
         config=config,
@@ -178,63 +198,71 @@ def _evaluation(name: str, section: Any, encoder: Callable) -> Evaluation:
     every_steps = options.pop("every_steps", 0)
     batch_size = options.pop("batch_size", 64)
     evaluator = build_evaluator(options.pop("kind"), source, options)
-    return Evaluation(evaluator, encoder(batch_size=batch_size), every_steps)
+    return Evaluation(evaluator, encoder(batch_size), every_steps)
 
 
 def _tokenizer(
     config: ConfigDict, spec: zoo.Spec, workdir: Path, sources: list[Source]
 ) -> tokenize.Tokenizer:
-    """The workdir's tokenizer; else that of `init_from`, of the spec, or a new one."""
+    """That of the run's checkpoints; else of `init_from`, of the spec, or a new one."""
     kept = workdir / "tokenizer"
     start = Path(config.init_from) / "tokenizer"
-    if kept.is_dir():
+    if checkpoint.has_steps(workdir) and kept.is_dir():
         return tokenize.load(str(kept), spec.text_length)
     if config.init_from and start.is_dir():
-        tokenizer = tokenize.load(str(start), spec.text_length)
-    elif spec.tokenizer:
-        tokenizer = tokenize.load(spec.tokenizer, spec.text_length)
-    else:
-        captions = itertools.chain.from_iterable(
-            source.captions(index) for source in sources for index in range(len(source))
-        )
-        tokenizer = tokenize.train(
-            list(itertools.islice(captions, TOKENIZER_CAPTIONS)),
-            config.data.vocab_size,
-            spec.text_length,
-        )
-        logging.info("tokenizer: %d entries learnt", tokenizer.vocab_size)
-    if jax.process_index() == 0:
-        tokenizer.save(kept)
+        return tokenize.load(str(start), spec.text_length)
+    if spec.tokenizer:
+        return tokenize.load(spec.tokenizer, spec.text_length)
+    captions = [
+        caption
+        for source in sources
+        for caption in itertools.islice(_captions(source), TOKENIZER_CAPTIONS)
+    ]
+    tokenizer = tokenize.train(captions, config.data.vocab_size, spec.text_length)
+    logging.info("tokenizer: %d entries learnt", tokenizer.vocab_size)
     return tokenizer
 
 
-def _keep_spec(spec: zoo.Spec, workdir: Path) -> None:
-    """Write `spec.json`, or check that the workdir holds the same model."""
+def _captions(source: Source) -> Iterator[str]:
+    for index in range(len(source)):
+        yield from source.captions(index)
+
+
+def _check_spec(spec: zoo.Spec, workdir: Path) -> None:
+    """Raise when the workdir's checkpoints are of another model."""
     path = workdir / "spec.json"
-    if path.exists():
-        found = zoo.Spec.from_json(path.read_text())
-        if found != spec:
-            raise config_lib.ConfigError(
-                f"{path} describes another model ({_difference(found, spec)}): use "
-                "another --workdir, or the config that began this one"
-            )
-    elif jax.process_index() == 0:
-        config_lib.write_text(path, spec.to_json())
+    if not path.exists() or not checkpoint.has_steps(workdir):
+        return
+    found = zoo.read_spec(path)
+    if found != spec:
+        raise config_lib.ConfigError(
+            f"{path} describes another model ({_difference(found, spec)}): use "
+            "another --workdir, or the config that began this one"
+        )
+
+
+def _check_best_metric(config: ConfigDict) -> None:
+    """Raise when nothing will ever report `checkpoint.best_metric`."""
+    name = config.checkpoint.best_metric
+    known = [f"eval/{evaluation}/" for evaluation in config.evals]
+    if name and not name.startswith(tuple(known)):
+        raise config_lib.ConfigError(
+            f"checkpoint.best_metric is {name!r}, expected eval/<name>/<metric> with a "
+            f"name from evals: {', '.join(config.evals) or '(none)'}"
+        )
 
 
 def _difference(found: zoo.Spec, wanted: zoo.Spec) -> str:
     """The first few keys in which two specs differ."""
-    import json
-
-    pairs = zip(
-        _flatten(json.loads(found.to_json())), _flatten(json.loads(wanted.to_json()))
+    there, here = (
+        dict(_flatten(json.loads(spec.to_json()))) for spec in (found, wanted)
     )
     differing = [
-        f"{key}: {value!r} there, {new!r} in the config"
-        for (key, value), (_, new) in pairs
-        if value != new
+        f"{key}: {there.get(key)!r} there, {here.get(key)!r} in the config"
+        for key in there | here
+        if there.get(key) != here.get(key)
     ]
-    return "; ".join(differing[:3]) or "other keys"
+    return "; ".join(differing[:3])
 
 
 def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:

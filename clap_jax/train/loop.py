@@ -41,7 +41,6 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
     """
     began = time.perf_counter()
     experiment = experiment_lib.build(config, workdir)
-    config_lib.write_text(workdir / "config.json", config_lib.to_json(config))
     mesh = experiment.mesh
     total_steps = config_lib.total_steps(config, experiment.examples())
     schedule = optim.make_schedule(
@@ -62,9 +61,15 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
         if start_step:
             state = state_lib.restored(state, checkpoints, iterator)
             logging.info("resumed from step %d", start_step)
+        if start_step > total_steps:
+            raise config_lib.ConfigError(
+                f"{workdir} is at step {start_step}, the config ends at {total_steps}: "
+                "raise train.total_steps, or use another --workdir"
+            )
 
         # --- compile before the first step ----------------------------------------
         update = _compiled(experiment, optimizer, state, dataset.blank_batch())
+        experiment.keep()
         writer = opened.enter_context(_writer(config, workdir, total_steps, start_step))
         timer = Timer(config.train.batch_size, start_step)
         results: dict[str, Result] = {}
@@ -86,8 +91,10 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
                         writer.write(step, scores)
 
             # 2. Save state and iterator.
-            if reached and (last or every(config.checkpoint.every_steps, step)):
+            due_save = last or every(config.checkpoint.every_steps, step)
+            if reached and (due_save or config.checkpoint.best_metric in scores):
                 with timer.paused():
+                    _check_finite(step, _fetch(state, schedule))
                     checkpoints.save(step, state_lib.to_items(state), iterator, scores)
             if last:
                 break
@@ -104,7 +111,9 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
             if every(config.train.log_steps, step + 1) or step + 1 == total_steps:
                 line = _fetch(state, schedule)
                 state = state_lib.reset_totals(state, mesh)
-                _check(step + 1, line, config.data.max_bad_fraction)
+                _check_finite(step + 1, line)
+                _check_clips(step + 1, line, config.data.max_bad_fraction)
+                del line["steps"]
                 writer.write(step + 1, line | timer.lap(step + 1))
 
         checkpoints.wait()
@@ -220,26 +229,34 @@ def _fetch(state: TrainState, schedule) -> dict[str, float]:
     totals, clips, step = jax.device_get((state.totals, state.clips, state.step))
     line = {f"train/{key}": value for key, value in metrics.compute(totals).items()}
     return line | {
+        "steps": int(totals["grad_norm"].count),
         "train/learning_rate": float(schedule(int(step) - 1)),
         "train/bad_clips": int(clips.sum),
         "train/clips": int(clips.count),
     }
 
 
-def _check(step: int, line: dict[str, float], max_bad_fraction: float) -> None:
-    """Stop a run that has diverged or eats bad data."""
-    if not np.isfinite(line["train/loss"]) or not np.isfinite(line["train/grad_norm"]):
+def _check_finite(step: int, line: dict[str, float]) -> None:
+    """Stop a run that has diverged, before its state is saved.
+
+    Since the last line of the log; nothing may have been counted since (NaN).
+    """
+    sums = {name: line[f"train/{name}"] for name in ("loss", "grad_norm", "param_norm")}
+    if line["steps"] and not np.isfinite(list(sums.values())).all():
         raise TrainingError(
-            f"loss {line['train/loss']}, gradient norm {line['train/grad_norm']} by "
-            f"step {step}: not finite. Lower optim.learning_rate, set optim.clip_norm, "
-            "or use precision=float32; the last checkpoint is from before"
+            f"not finite by step {step}: {sums}. Lower optim.learning_rate, set "
+            "optim.clip_norm, or use precision=float32; the last checkpoint is sound"
         )
+
+
+def _check_clips(step: int, line: dict[str, float], max_bad_fraction: float) -> None:
+    """Stop a run that eats bad data."""
     bad, clips = line["train/bad_clips"], line["train/clips"]
     if bad > max_bad_fraction * max(clips, BAD_CLIPS_OVER_AT_LEAST):
         raise TrainingError(
             f"{bad} of {clips} clips could not be read by step {step}, more than "
-            f"data.max_bad_fraction={max_bad_fraction}. The warnings above name them; "
-            "mend or remove them, or raise the fraction"
+            f"data.max_bad_fraction={max_bad_fraction}. The warnings above name them: "
+            "mend them and run the same command again, or raise the fraction"
         )
 
 

@@ -11,7 +11,7 @@ from clap_jax import sharding
 from clap_jax.metrics import Mean
 
 # Accumulated on the device between two lines of the log.
-METRICS = ("loss", "grad_norm", "logit_scale")
+METRICS = ("loss", "grad_norm", "param_norm", "logit_scale")
 
 
 class TrainState(NamedTuple):

@@ -24,8 +24,7 @@ def log_mel(batch: Batch, frontend: Frontend) -> jax.Array:
     """The batch's log-mel, float32 `[B, N, F]`: as it came, or from int16 waves."""
     if "mel" in batch:
         return batch["mel"].astype(jnp.float32)
-    wave = frontend_lib.from_int16(batch["wave"], xp=jnp)
-    return frontend_lib.log_mel(wave, frontend, xp=jnp)
+    return frontend_lib.log_mel(batch["wave"], frontend, xp=jnp)
 
 
 def make_loss(
@@ -86,6 +85,7 @@ def make_step(
         measured = {
             "loss": mean,
             "grad_norm": Mean(optax.tree.norm(gradients), one),
+            "param_norm": Mean(optax.tree.norm(params), one),
             "logit_scale": Mean(jnp.exp(params["logit_scale_a"]), one),
         }
         return TrainState(

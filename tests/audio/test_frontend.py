@@ -144,3 +144,10 @@ def test_int16_waves(xp):
     assert wave.dtype == xp.float32
     np.testing.assert_allclose(wave, [-1, 0, 16384 / 32767, 1], rtol=1e-7)
     np.testing.assert_array_equal(io.to_int16(np.asarray(wave)), whole)
+    frontend = mel.FRONTENDS["small_16k"]
+    noise = np.random.default_rng(0).normal(0, 3000, (2, 4000)).astype(np.int16)
+    noise = xp.asarray(noise)
+    np.testing.assert_array_equal(
+        front.log_mel(noise, frontend, xp),
+        front.log_mel(front.from_int16(noise, xp), frontend, xp),
+    )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from clap_jax.evals import ZeroShot
+from clap_jax.evals import ZeroShot, class_embeddings
 from tests.evals.fakes import FakeEncoder, FakeSource, normalised, vector
 
 LABELS = [f"label_{letter}" for letter in "abcdefgh"]
@@ -55,19 +55,39 @@ def test_fewer_than_five_classes():
 
 def test_templates_are_averaged_and_normalised_again():
     templates = ("the sound of {}", "{}", "a recording of {}")
-    evaluator = ZeroShot(one_tag_each(8), templates)
-    encoder = FakeEncoder()
-    for row, label in zip(evaluator.class_embeddings(encoder), LABELS):
-        texts = [prompt(label, template) for template in templates]
+    rows = class_embeddings(FakeEncoder(), LABELS, templates)
+    assert rows.dtype == np.float32 and len(rows) == len(LABELS)
+    for row, label in zip(rows, LABELS):
+        texts = [template.replace("{}", label) for template in templates]
         mean = normalised(np.array([vector(text) for text in texts])).mean(axis=0)
         np.testing.assert_allclose(row, mean / np.linalg.norm(mean), rtol=1e-5)
 
 
-def test_templates_by_name_or_as_one_sentence():
-    assert ZeroShot(one_tag_each(8), "msclap").texts[0] == [
-        "this is the sound of label a"
-    ]
-    assert ZeroShot(one_tag_each(8), "hear {}").texts[1] == ["hear label b"]
+@pytest.mark.parametrize(
+    ("templates", "texts"),
+    [
+        ("msclap", ["this is the sound of label_a", "this is the sound of B"]),
+        ("hear {}", ["hear label_a", "hear B"]),
+        (["hear {}", "{}"], ["hear label_a", "label_a", "hear B", "B"]),
+    ],
+)
+def test_templates_by_name_or_as_sentences(templates, texts):
+    encoder = FakeEncoder()
+    class_embeddings(encoder, ["label_a", "B"], templates)
+    assert encoder.seen_texts == texts
+
+
+def test_labels_that_are_no_list_of_texts_are_refused():
+    with pytest.raises(ValueError, match="labels is empty"):
+        class_embeddings(FakeEncoder(), [], "laion")
+    with pytest.raises(TypeError, match="labels is the text 'dog', expected a seq"):
+        class_embeddings(FakeEncoder(), "dog", "laion")
+
+
+def test_labels_of_data_are_made_into_text():
+    encoder = FakeEncoder()
+    ZeroShot(tagged([["Dog_bark"], ["rain"]]), "hear {}").run(encoder)
+    assert encoder.seen_texts == ["hear dog bark", "hear rain"]
 
 
 def test_given_labels_keep_their_order_and_may_be_more_than_the_tags():
@@ -90,7 +110,8 @@ def test_several_tags_give_map_over_the_clips_that_could_be_read():
     assert set(result.metrics) == {"zeroshot_mAP", "bad_clips"}
     assert result.metrics["bad_clips"] == 2
     za, kept = encoder.audio(source)
-    table = za[kept].astype(float) @ evaluator.class_embeddings(encoder).T
+    classes = class_embeddings(encoder, evaluator.names, evaluator.templates)
+    table = za[kept].astype(float) @ classes.T
     expected = average_precision_score(targets[kept], table, average=None)
     np.testing.assert_allclose(result.arrays["average_precision"], expected)
     assert result.metrics["zeroshot_mAP"] == pytest.approx(expected.mean())
@@ -111,7 +132,7 @@ def test_a_tag_given_twice_is_one_tag():
 @pytest.mark.parametrize(
     ("tags", "options", "message"),
     [
-        ([["dog"]], {"labels": ["dogs", "cat"]}, "clip 0 .* 'dog', .* mean 'dogs'"),
+        ([["dog"]], {"labels": ["dogs", "cat"]}, "clip 0 .* 'dog' .* mean 'dogs'"),
         ([["dog"]], {"templates": ["a sound"]}, r"must have \{\} in it exactly once"),
         ([["dog"]], {"templates": []}, "templates is empty"),
         ([["dog"]], {"labels": ["dog", "cat", "dog"]}, "labels repeat: dog"),

@@ -89,6 +89,6 @@ def test_wrong_options_are_all_reported():
             },
         )
     text = str(caught.value)
-    assert "unknown option of probe 'widht'; did you mean width?" in text
+    assert "unknown option of probe 'widht' (did you mean 'width'?" in text
     assert "option sizes of probe must be tuple, got 7" in text
     assert "option width of probe must be int, got True" in text

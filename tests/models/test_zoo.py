@@ -70,20 +70,20 @@ def test_a_new_kind_starts_from_its_own_defaults():
 @pytest.mark.parametrize(
     "name, overrides, sentence",
     [
-        ("small_tranformer", {}, "unknown model .* did you mean small_transformer"),
-        ("small_conv", {"embed_dims": 3}, "'embed_dims'; did you mean embed_dim"),
+        ("small_tranformer", {}, "unknown model .* .did you mean 'small_transformer'"),
+        ("small_conv", {"embed_dims": 3}, "'embed_dims' .did you mean 'embed_dim'"),
         (
             "small_conv",
             {"audio.options.width": (8,)},
-            "option of convnet 'width'; did you mean widths",
+            "option of convnet 'width' .did you mean 'widths'",
         ),
-        ("small_conv", {"audio.opts.widths": 8}, "did you mean audio.options"),
-        ("small_conv", {"frontend.fmax": 8}, "did you mean frontend.fmax_hz"),
+        ("small_conv", {"audio.opts.widths": 8}, "did you mean 'audio.options'"),
+        ("small_conv", {"frontend.fmax": 8}, "did you mean 'frontend.fmax_hz'"),
         ("small_conv", {"frontend": "small_16"}, "front end .* small_16k"),
         ("small_conv", {"audio.kind": "swin"}, "unknown tower 'swin'"),
         ("small_conv", {"audio.kind": "bert"}, "unknown audio tower 'bert'"),
         ("small_conv", {"text.kind": "htsat"}, "unknown text tower 'htsat'"),
-        ("small_conv", {"head": "liner"}, "unknown head 'liner'; did you mean linear"),
+        ("small_conv", {"head": "liner"}, "'liner' .did you mean 'linear'"),
         ("small_conv", {"score": "dot"}, "unknown score 'dot'"),
         ("small_conv", {"audio": 3}, "audio must be a table, got 3"),
         ("small_conv", {"vocab_size": 0}, "vocab_size must be a positive integer"),
@@ -109,7 +109,7 @@ def test_build_checks_its_settings():
     spec = zoo.get_spec("small_conv")
     with pytest.raises(ValueError, match="unknown dtype 'float16'"):
         zoo.build(spec, dtype="float16")
-    with pytest.raises(ValueError, match="unknown remat 'block'; did you mean blocks"):
+    with pytest.raises(ValueError, match="remat 'block' .did you mean 'blocks'"):
         zoo.build(spec, remat="block")
 
 

@@ -89,6 +89,9 @@ class TinySource:
     def description(self) -> str:
         return f"{self.name}: {self.count} tones"
 
+    def digest(self) -> str:
+        return f"{self.count:08x}"
+
 
 def make_tokenizer(length: int = 16) -> tokenize.Tokenizer:
     """A tokenizer that knows the captions of `TinySource`."""

@@ -70,6 +70,17 @@ def test_arrays_are_encoded(tmp_path, encoding, error):
         assert np.abs(found - wave(index)).max() <= error
 
 
+def test_digest_tells_data_apart(tmp_path):
+    sources = [TinySource(3), TinySource(3, "other"), TinySource(4)]
+    digests = {
+        ArrayRecordSource(array_record.pack(source, tmp_path / str(n))[0]).digest()
+        for n, source in enumerate(sources)
+    }
+    assert len(digests) == 3
+    array_record.pack(TinySource(4), tmp_path / "elsewhere" / "clips", shards=2)
+    assert ArrayRecordSource(tmp_path / "elsewhere").digest() in digests
+
+
 def test_it_can_be_pickled(tmp_path):
     (file,) = array_record.pack(TinySource(4), tmp_path / "tiny")
     source = ArrayRecordSource(file)

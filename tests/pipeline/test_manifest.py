@@ -63,7 +63,6 @@ def test_esc10_columns_are_found(shared_data):
     assert found["caption_columns"] == ("caption",)
     assert (found["split_column"], found["fold_column"]) == ("", "fold")
     assert found["values"] == {"fold": ["1", "2", "3", "4"]}
-    assert not found["unique_captions"]
 
 
 def test_other_shared_tables_load(shared_data):
@@ -107,9 +106,9 @@ def test_formats_give_the_same_source(sounds):
     assert wanted[0]["captions"] == ["a 1", "b 1"]
 
 
-def test_inspect_finds_unique_captions(sounds):
+def test_inspect_finds_numbered_captions(sounds):
     found = inspect_manifest(write_table(sounds, 3))
-    assert found["unique_captions"] and found["label_column"] == ""
+    assert found["label_column"] == ""
     assert found["caption_columns"] == ("caption_1", "caption_2")
 
 
@@ -139,7 +138,9 @@ def test_rows_of_one_file_are_merged_on_request(sounds):
     path = save(sounds, "path,caption\n0.flac,a\n1.flac,b\n0.flac,c\n0.flac,a\n")
     source = ManifestSource(path, merge_rows=True)
     assert [source.captions(i) for i in range(len(source))] == [["a", "c"], ["b"]]
-    with pytest.raises(ManifestError, match=r"line 4.*in line 2 already.*merge_rows"):
+    with pytest.raises(
+        ManifestError, match=r"line 4.*line 2 already \(merge_rows=True"
+    ):
         ManifestSource(path)
 
 
@@ -191,6 +192,29 @@ def test_many_files_in_a_folder(tmp_path):
     ):
         ManifestSource(path)
     assert len(ManifestSource(path, check_files=False)) == 40
+
+
+def test_digest_tells_data_apart(sounds, tmp_path):
+    text = "path,caption,label,fold\n0.flac,a,x,1\n1.flac,b,y,2\n2.flac,c,y,2\n"
+    path = save(sounds, text)
+    whole = ManifestSource(path).digest()
+    assert len(whole) == 8 and int(whole, 16) >= 0
+    # Neither where the files lie, nor what the table and the source are called.
+    write_sounds(sounds / "moved", 3)
+    moved = save(sounds / "moved", text, "other.csv")
+    assert ManifestSource(moved, "other").digest() == whole
+    others = [
+        ManifestSource(save(sounds, text.replace("b,y", "B,y"))).digest(),
+        ManifestSource(save(sounds, text.replace("b,y", "b,z"))).digest(),
+        ManifestSource(save(sounds, text.replace("0.flac", "5.flac"))).digest(),
+        ManifestSource(moved, group_by="label").digest(),
+        ManifestSource(moved, label_column="label").digest(),
+        ManifestSource(moved, label_column="label", templates=("a {}",)).digest(),
+        ManifestSource(moved, where={"fold": 2}).digest(),
+    ]
+    assert len({whole, *others}) == 8
+    same = ManifestSource(moved, where={"fold": ["2"]}).digest()
+    assert same == others[-1]
 
 
 def test_build_source(sounds):

@@ -360,3 +360,16 @@ def test_kinds_are_told_apart_by_a_linear_classifier():
     gram = seen.T @ seen + 10 * np.eye(seen.shape[1])
     guessed = (new @ np.linalg.solve(gram, seen.T @ targets)).argmax(axis=1)
     assert np.mean(guessed == np.tile(np.arange(len(KINDS)), 6)) > 0.9
+
+
+def test_digest_tells_settings_apart():
+    options = [
+        {},
+        {"split": "test"},
+        {"examples": 9},
+        {"seed": 1},
+        {"rate_hz": 22_050},
+        {"seconds": 3.0},
+    ]
+    assert len({SyntheticSource(**option).digest() for option in options}) == 6
+    assert SyntheticSource().digest() == SyntheticSource(examples=16_000).digest()

@@ -66,10 +66,19 @@ def scores(workdir):
     return {line["step"]: line[key] for line in lines(workdir) if key in line}
 
 
-def assert_same_variables(first, second):
-    first, second = (
-        checkpoint.load_variables(folder, raw=True) for folder in (first, second)
-    )
+def everything(folder):
+    """All arrays of a workdir's newest checkpoint: model, average, optimizer, totals."""
+    step = checkpoint.find_step(folder)
+    items = ("model", "average", "training")
+    return {
+        item: checkpoint.restore_numpy(step / item)
+        for item in items
+        if (step / item).is_dir()
+    }
+
+
+def assert_same_checkpoint(first, second):
+    first, second = everything(first), everything(second)
     assert jax.tree.structure(first) == jax.tree.structure(second)
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second)):
         np.testing.assert_array_equal(a, b)
@@ -120,7 +129,7 @@ def test_resume_in_process_is_bit_exact(whole, tmp_path, monkeypatch, stop):
     loop.train(small_config(), tmp_path)
     assert losses(tmp_path) == losses(whole)
     assert scores(tmp_path) == scores(whole)
-    assert_same_variables(tmp_path, whole)
+    assert_same_checkpoint(tmp_path, whole)
 
 
 def test_kill_9_at_random_moments_is_bit_exact(tmp_path):
@@ -151,22 +160,23 @@ def test_kill_9_at_random_moments_is_bit_exact(tmp_path):
 
     finish(start(tmp_path / "whole"))
     moments = random.Random(0)
-    for _ in range(3):
+    for kill in range(4):
         process = start(tmp_path / "killed")
         path = tmp_path / "killed" / "metrics.jsonl"
         before = len(lines(tmp_path / "killed")) if path.exists() else 0
-        target = before + moments.randint(1, 15)
+        # After some steps, or (the last) at any time: compiling, writing, reporting.
+        target = before + moments.randint(1, 15) if kill < 3 else 0
         while process.poll() is None:
             if path.exists() and len(path.read_text().splitlines()) >= target:
-                time.sleep(moments.uniform(0, 0.05))
+                time.sleep(moments.uniform(0, 0.05 if kill < 3 else 8))
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.005)
         process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL
+        assert kill == 3 or process.returncode == -signal.SIGKILL
     finish(start(tmp_path / "killed"))
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    assert_same_variables(tmp_path / "killed", tmp_path / "whole")
+    assert_same_checkpoint(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_a_finished_run_only_reports_again(whole):
@@ -327,3 +337,53 @@ def test_a_broken_clip_is_replaced_counted_and_named(damaged_folder, tmp_path, c
 def test_too_many_broken_clips_stop_the_run(damaged_folder, tmp_path):
     with pytest.raises(loop.TrainingError, match=r"1 of .*max_bad_fraction=0\.0"):
         loop.train(damaged_config(damaged_folder, 0.0), tmp_path / "run")
+
+
+def test_the_share_of_broken_clips_counts(damaged_folder, tmp_path, monkeypatch):
+    """One in sixteen is more than 5 % and less than 20 %."""
+    monkeypatch.setattr(loop, "BAD_CLIPS_OVER_AT_LEAST", 16)
+    loop.train(damaged_config(damaged_folder, 0.2), tmp_path / "tolerant")
+    with pytest.raises(
+        loop.TrainingError, match=r"more than data\.max_bad_fraction=0\.05"
+    ):
+        loop.train(damaged_config(damaged_folder, 0.05), tmp_path / "strict")
+
+
+def test_a_run_that_is_past_its_end_is_refused(whole):
+    report = (whole / "results.json").read_text()
+    with pytest.raises(
+        config_lib.ConfigError, match="is at step 6, the config ends at 4"
+    ):
+        loop.train(small_config(train__total_steps=4), whole)
+    assert (whole / "results.json").read_text() == report
+
+
+def test_a_start_that_failed_leaves_nothing_in_the_way(tmp_path):
+    config = small_config(train__total_epochs=1.0)
+    with pytest.raises(config_lib.ConfigError, match="exactly one"):
+        loop.train(config, tmp_path)
+    config = small_config(train__total_steps=1)
+    config.model_overrides = {"audio": {"options": {"depth": 2}}}
+    loop.train(config, tmp_path)
+    assert checkpoint.find_step(tmp_path).name == "1"
+
+
+def test_another_optimizer_does_not_resume(whole):
+    config = small_config(optim__name="lion", train__total_steps=8)
+    with pytest.raises(checkpoint.CheckpointError, match="does not fit this config"):
+        loop.train(config, whole)
+
+
+def test_best_metric_must_be_one_that_is_evaluated(tmp_path):
+    config = small_config(checkpoint__best_metric="eval/kind/zeroshot_acc")
+    with pytest.raises(config_lib.ConfigError, match="with a name from evals: kinds"):
+        loop.train(config, tmp_path)
+
+
+def test_state_that_is_not_finite_is_never_saved(tmp_path):
+    config = small_config(
+        optim__learning_rate=1e30, optim__clip_norm=0.0, train__log_steps=100
+    )
+    with pytest.raises(loop.TrainingError, match="not finite by step 2"):
+        loop.train(config, tmp_path)
+    assert not checkpoint.has_steps(tmp_path)

@@ -6,10 +6,12 @@ import numpy as np
 import optax
 import pytest
 
+from clap_jax import config as config_lib
 from clap_jax import sharding
 from clap_jax.audio.augment import Augment
 from clap_jax.metrics import Mean
 from clap_jax.models import zoo
+from clap_jax.train import optim
 from clap_jax.train import state as state_lib
 from clap_jax.train import step as step_lib
 
@@ -42,11 +44,22 @@ def batch():
     }
 
 
-def run(variables, batch, mesh, steps=2, ema_decay=0.0, augment=PLAIN):
+def with_waves(batch):
+    """The batch with 16-bit noise in place of the mels."""
+    wave = np.random.default_rng(1).normal(0, 3000, (BATCH, SPEC.frontend.clip_samples))
+    others = {key: value for key, value in batch.items() if key != "mel"}
+    return others | {"wave": wave.astype(np.int16)}
+
+
+# Plain gradient descent: Adam would turn rounding noise in gradients that are zero in
+# theory (key biases) into whole steps.
+DESCENT = optax.sgd(0.1)
+
+
+def run(
+    variables, batch, mesh, steps=2, ema_decay=0.0, augment=PLAIN, optimizer=DESCENT
+):
     dual = zoo.build(SPEC)
-    # Plain gradient descent: Adam would turn rounding noise in gradients that are zero
-    # in theory (key biases) into whole steps.
-    optimizer = optax.sgd(0.1)
     variables = jax.tree.map(jnp.copy, variables)  # the step takes its state over
     state = state_lib.make_state(variables, optimizer, ema_decay > 0)
     state = state_lib.shard_state(state, mesh)
@@ -62,10 +75,27 @@ def run(variables, batch, mesh, steps=2, ema_decay=0.0, augment=PLAIN):
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_eight_devices_equal_one(variables, batch, fsdp):
     augment = Augment(gain_db=6.0, mixup_alpha=0.4, time_stripes=1)
+    assert_eight_devices_equal_one(variables, batch, fsdp, augment=augment)
+
+
+def test_eight_devices_equal_one_from_waves(variables, batch):
+    assert_eight_devices_equal_one(variables, with_waves(batch), fsdp=4)
+
+
+def test_eight_devices_equal_one_with_adamw(variables, batch):
+    config = config_lib.default().optim
+    # Far above the rounding noise of gradients that are zero in theory.
+    config.epsilon = 1e-3
+    schedule = optim.make_schedule(config, warmup=1, total=2)
+    optimizer = optim.make_optimizer(config, variables["params"], schedule)
+    assert_eight_devices_equal_one(variables, batch, fsdp=4, optimizer=optimizer)
+
+
+def assert_eight_devices_equal_one(variables, batch, fsdp, **options):
     one = sharding.make_mesh(devices=jax.devices()[:1])
     eight = sharding.make_mesh(fsdp=fsdp)
-    single = run(variables, batch, one, augment=augment)
-    spread = run(variables, batch, eight, augment=augment)
+    single = run(variables, batch, one, **options)
+    spread = run(variables, batch, eight, **options)
     assert single.totals["loss"].compute() == pytest.approx(
         spread.totals["loss"].compute(), rel=1e-5
     )
@@ -88,15 +118,13 @@ def test_int16_waves_give_the_loss_of_their_mels(variables, batch):
     from clap_jax.audio import frontend as frontend_lib
 
     dual = zoo.build(SPEC)
-    wave = np.random.default_rng(1).normal(0, 3000, (BATCH, SPEC.frontend.clip_samples))
-    wave = wave.astype(np.int16)
-    mel = frontend_lib.log_mel(frontend_lib.from_int16(wave), SPEC.frontend)
+    waves = with_waves(batch)
+    mel = frontend_lib.log_mel(waves["wave"], SPEC.frontend)
     loss = jax.jit(step_lib.make_loss(dual, SPEC.frontend, Augment(), True))
-    others = {key: value for key, value in batch.items() if key != "mel"}
     arguments = variables["params"], variables["state"]
     key = jax.random.key(0)
-    from_wave, _ = loss(*arguments, others | {"wave": wave}, key)
-    from_mel, _ = loss(*arguments, others | {"mel": mel}, key)
+    from_wave, _ = loss(*arguments, waves, key)
+    from_mel, _ = loss(*arguments, batch | {"mel": mel}, key)
     assert float(from_wave) == pytest.approx(float(from_mel), rel=1e-5)
 
 
