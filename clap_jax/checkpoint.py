@@ -88,20 +88,20 @@ class Checkpoints:
     def restore(self, step: int, templates: dict[str, Any], iterator: Any) -> dict:
         """The items of `step`, shaped, typed and sharded like `templates`.
 
-        The iterator is moved to where it stood.
+        The iterator is moved to where it stood. Raises CheckpointError where the state
+        does not fit, and what the iterator raises for a place in other data.
         """
         composite = {
             name: ocp.args.StandardRestore(_abstract(tree))
             for name, tree in templates.items()
         }
+        # First, and outside: where the data differ, the iterator says so itself.
+        self._manager.restore(
+            step, args=ocp.args.Composite(data=CheckpointRestore(iterator))
+        )
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(**composite, data=CheckpointRestore(iterator)),
-            )
+            restored = self._manager.restore(step, args=ocp.args.Composite(**composite))
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-            if "data.sources" in str(error):
-                raise  # the iterator's own sentence says it all
             raise CheckpointError(
                 f"{self.folder / str(step)} does not fit this config, or is damaged: "
                 f"{str(error).strip()[:500]}. Go on with the config that began the run "

@@ -36,7 +36,7 @@ def get_config(argument=None):
             "every_steps": 500,
         },
     }
-    config.checkpoint.every_steps = 250
+    config.checkpoint.every_steps = 100
 
     if options.smoke:
         smaller = {"options": {"depth": 1}}

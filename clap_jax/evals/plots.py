@@ -130,7 +130,7 @@ def loss_figure(losses):
     for colour, (key, (steps, values)) in zip(_colours(), sorted(losses.items())):
         name = key.replace("_", " ")
         marker = "o" if len(values) == 1 else None
-        if len(values) < 20:
+        if len(values) < 200:  # each is a mean over a log interval already
             axes.plot(steps, values, color=colour, lw=1.8, marker=marker, label=name)
             continue
         axes.plot(steps, values, color=colour, lw=0.9, alpha=0.35)

@@ -79,8 +79,13 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
             # A restored step was evaluated and saved by the run that reached it.
             reached = step > start_step
 
-            # 1. Evaluate the state as it stands (at the end always: for the report).
             due = experiment.due(step, last) if reached or last else []
+            due_save = last or every(config.checkpoint.every_steps, step)
+            if reached and (due or due_save):
+                with timer.paused():
+                    _check_finite(step, _fetch(state, schedule))
+
+            # 1. Evaluate the state as it stands (at the end always: for the report).
             scores: dict[str, float] = {}
             if due:
                 with timer.paused():
@@ -91,10 +96,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
                         writer.write(step, scores)
 
             # 2. Save state and iterator.
-            due_save = last or every(config.checkpoint.every_steps, step)
             if reached and (due_save or config.checkpoint.best_metric in scores):
                 with timer.paused():
-                    _check_finite(step, _fetch(state, schedule))
                     checkpoints.save(step, state_lib.to_items(state), iterator, scores)
             if last:
                 break

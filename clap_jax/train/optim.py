@@ -1,9 +1,11 @@
 """The optimizer from its config section: optax pieces under one regex mechanism."""
 
+from collections import Counter
 from typing import Any
 
 import jax
 import optax
+from absl import logging
 from ml_collections import ConfigDict
 
 from clap_jax import config as config_lib
@@ -44,6 +46,7 @@ def make_optimizer(
     decays = sharding.match(
         list(optim.decay_multipliers), params, "optim.decay_multipliers"
     )
+    _log_table(params, multipliers, decays)
     clip = optim.clip_norm
     labels = jax.tree.map(lambda factor: "trained" if factor else "frozen", multipliers)
     direction = optax.chain(
@@ -57,6 +60,19 @@ def make_optimizer(
         _scale_by_tree(multipliers),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def _log_table(params: Any, multipliers: Any, decays: Any) -> None:
+    """What the rules came to: values of parameters for each pair of factors."""
+    sizes: Counter = Counter()
+    for leaf, multiplier, decay in zip(
+        *map(jax.tree.leaves, (params, multipliers, decays)), strict=True
+    ):
+        sizes[multiplier, decay] += leaf.size
+    for (multiplier, decay), size in sorted(sizes.items(), reverse=True):
+        logging.info(
+            "optimizer: %d values at rate x %g, decay x %g", size, multiplier, decay
+        )
 
 
 def _precondition(optim: ConfigDict) -> optax.GradientTransformation:

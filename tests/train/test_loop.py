@@ -387,3 +387,10 @@ def test_state_that_is_not_finite_is_never_saved(tmp_path):
     with pytest.raises(loop.TrainingError, match="not finite by step 2"):
         loop.train(config, tmp_path)
     assert not checkpoint.has_steps(tmp_path)
+
+
+def test_other_data_do_not_resume(whole):
+    config = small_config(train__total_steps=8)
+    config.data.sources = ({"kind": "synthetic", "split": "train", "examples": 40},)
+    with pytest.raises(ValueError, match="the checkpoint was trained on other data"):
+        loop.train(config, whole)
