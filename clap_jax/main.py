@@ -41,6 +41,12 @@ def main(arguments: list[str]) -> None:
     handler.setFormatter(None)
     handler.addFilter(is_worth_showing)
     # Imported here so that --help is quick and shows these flags alone.
+    import jax
+
+    if jax.config.jax_num_cpu_devices > 1:
+        # Virtual devices share the cores: two steps in flight would wait for each
+        # other's threads in their collectives, for ever.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     from clap_jax.checkpoint import CheckpointError
     from clap_jax.train import loop
 
