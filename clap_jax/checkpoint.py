@@ -10,6 +10,7 @@ A step folder holds separate items, so that using a model never reads its optimi
 An export is a folder with `spec.json`, `model.safetensors` and the tokenizer.
 """
 
+import contextlib
 import errno
 import os
 import shutil
@@ -199,14 +200,13 @@ def find_step(folder: Path) -> Path:
 
 def restore_numpy(folder: Path) -> Any:
     """One item without its sharding, as numpy arrays, on whatever devices are here."""
-    handler = ocp.PyTreeCheckpointHandler()
-    with ocp.Checkpointer(handler) as checkpointer:
-        metadata = checkpointer.metadata(folder.absolute())
-        tree = metadata.item_metadata.tree
+    # The handler alone: the checkpointer around it warns that an item is no checkpoint.
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        tree = handler.metadata(folder.absolute()).tree
         arguments = jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
         )
-        return checkpointer.restore(
+        return handler.restore(
             folder.absolute(), args=ocp.args.PyTreeRestore(restore_args=arguments)
         )
 

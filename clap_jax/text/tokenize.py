@@ -6,6 +6,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -122,8 +123,6 @@ def train(texts: Iterable[str], vocab_size: int, length: int) -> Tokenizer:
     The same texts give the same tokenizer. It has `vocab_size` tokens at most: fewer
     where the texts have nothing more to merge.
     """
-    from transformers import PreTrainedTokenizerFast
-
     if vocab_size < MIN_VOCAB_SIZE:
         raise ValueError(
             f"vocab_size is {vocab_size}, expected {MIN_VOCAB_SIZE} or more: the "
@@ -147,7 +146,7 @@ def train(texts: Iterable[str], vocab_size: int, length: int) -> Tokenizer:
         pair=f"{start} $A {end} {end} $B {end}",
         special_tokens=[(token, SPECIAL_TOKENS.index(token)) for token in (start, end)],
     )
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = _transformers().PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=start,
         eos_token=end,
@@ -176,12 +175,21 @@ def _one_thread() -> Iterator[None]:
             os.environ[variable] = before
 
 
+def _transformers() -> ModuleType:
+    """The library, imported at first use (it takes a second) and without its advice
+    that PyTorch, which tokenizers do not need, is not here."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
+
+    return transformers
+
+
 def _from_files(where: str) -> "PreTrainedTokenizerFast":
     """From a folder, or by id from the local cache. OSError when there is none."""
-    from transformers import AutoTokenizer  # a second of imports, for those who load
-
     try:
-        return AutoTokenizer.from_pretrained(where, local_files_only=True)
+        return _transformers().AutoTokenizer.from_pretrained(
+            where, local_files_only=True
+        )
     except ValueError as error:  # which of the two depends on the files that there are
         raise OSError(_first_line(error)) from error
 
