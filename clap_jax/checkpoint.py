@@ -237,14 +237,7 @@ def load_export(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder / WEIGHTS_FILE} cannot be read: {error}"
         ) from error
-    variables: dict[str, Any] = {"params": {}, "state": {}}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        node = variables
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return variables
+    return {"params": {}, "state": {}} | sharding.unflatten(flat)
 
 
 def fill(target: Any, source: Any, pattern: str, origin: str) -> Any:

@@ -74,6 +74,30 @@ def map_with_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
     )
 
 
+def flatten(tree: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
+    """Nested dicts to one dict with joined paths; empty dicts are left out."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            inner = flatten(value, separator)
+            flat |= {f"{name}{separator}{path}": leaf for path, leaf in inner.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`, for `/` (empty dicts do not come back)."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return tree
+
+
 def match(rules: Sequence[tuple[str, Any]], tree: Any, what: str) -> Any:
     """The value of the first rule whose regex matches each leaf's path, as a tree.
 

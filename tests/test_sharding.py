@@ -52,6 +52,12 @@ def test_paths_of_dicts_lists_and_tuples():
     assert paths == ["a/0", "a/1/0", "a/1/1"]
 
 
+def test_flatten_and_back():
+    flat = {"audio/kernel": 1, "scale": 2}
+    assert sharding.flatten(sharding.unflatten(flat) | {"empty": {}}) == flat
+    assert sharding.flatten({"a": {"b": 1}}, ".") == {"a.b": 1}
+
+
 def test_fsdp_shards_the_longest_axis_of_large_leaves():
     mesh = sharding.make_mesh(fsdp=4)
     tree = {"large": jnp.zeros((256, 512)), "odd": jnp.zeros((511, 513)), "small": 0.0}

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from clap_jax import sharding
 from clap_jax.convert import rules
 from clap_jax.convert.rules import Ignore, Rule
 from clap_jax.models import zoo
@@ -145,8 +146,8 @@ def to_variables(
     if state_dict and all(key.startswith(PREFIX) for key in state_dict):
         state_dict = {k.removeprefix(PREFIX): v for k, v in state_dict.items()}
     shapes = jax.eval_shape(zoo.build(spec).init, jax.random.key(0))
-    filled = rules.apply(*table(spec), state_dict, rules.flatten(shapes))
-    return _with_empty(shapes, rules.unflatten(filled))
+    filled = rules.apply(*table(spec), state_dict, sharding.flatten(shapes))
+    return _with_empty(shapes, sharding.unflatten(filled))
 
 
 def _with_empty(shapes: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,4 +168,4 @@ def to_state_dict(
     Errors: `rules.ConversionError` that lists every parameter without a rule.
     """
     found, _ = table(spec)
-    return rules.invert(found, rules.flatten(variables))
+    return rules.invert(found, sharding.flatten(variables))

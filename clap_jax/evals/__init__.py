@@ -43,11 +43,7 @@ def build_evaluator(
         raise ValueError(config_lib.unknown("evaluator", kind, EVALUATORS))
     evaluator = EVALUATORS[kind]
     allowed = [name for name in inspect.signature(evaluator).parameters][1:]
-    problems = [
-        config_lib.unknown("option", name, allowed)
-        for name in options
-        if name not in allowed
-    ]
+    problems = config_lib.unknown_keys(options, allowed, f"evaluator {kind}")
     if problems:
-        raise ValueError(f"evaluator {kind}: {'; '.join(problems)}")
+        raise ValueError("; ".join(problems))
     return evaluator(source, **options)

@@ -62,13 +62,9 @@ def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
         raise ValueError(config_lib.unknown("kind of source", kind, SOURCES))
     parameters = inspect.signature(SOURCES[kind]).parameters
     allowed = [parameter for parameter in parameters if parameter != "name"]
-    problems = [
-        config_lib.unknown("option", key, allowed)
-        for key in options
-        if key not in allowed
-    ]
+    problems = config_lib.unknown_keys(options, allowed, f"{kind} source {name!r}")
     if problems:
-        raise ValueError(f"{kind} source {name!r}: {'; '.join(problems)}")
+        raise ValueError("; ".join(problems))
     missing = [
         key
         for key in allowed

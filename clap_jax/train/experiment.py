@@ -255,7 +255,7 @@ def _check_best_metric(config: ConfigDict) -> None:
 def _difference(found: zoo.Spec, wanted: zoo.Spec) -> str:
     """The first few keys in which two specs differ."""
     there, here = (
-        dict(_flatten(json.loads(spec.to_json()))) for spec in (found, wanted)
+        sharding.flatten(json.loads(spec.to_json()), ".") for spec in (found, wanted)
     )
     differing = [
         f"{key}: {there.get(key)!r} there, {here.get(key)!r} in the config"
@@ -263,13 +263,3 @@ def _difference(found: zoo.Spec, wanted: zoo.Spec) -> str:
         if there.get(key) != here.get(key)
     ]
     return "; ".join(differing[:3])
-
-
-def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(tree, dict):
-        return [(prefix, tree)]
-    return [
-        leaf
-        for key in sorted(tree)
-        for leaf in _flatten(tree[key], f"{prefix}.{key}".lstrip("."))
-    ]

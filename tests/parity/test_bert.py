@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clap_jax import sharding
 from clap_jax.convert import laion_clap, rules
 from clap_jax.models import bert, heads, zoo
 
@@ -25,8 +26,8 @@ def test_bert_tower_and_head(oracle):
     head_shapes = jax.eval_shape(head.init, jax.random.key(0), width)["params"]
     target = {"params": {"text": shapes, "text_projection": head_shapes}}
     table = laion_clap.table(spec)
-    filled = rules.apply(*table, source, rules.flatten(target))
-    params = rules.unflatten(filled)["params"]
+    filled = rules.apply(*table, source, sharding.flatten(target))
+    params = sharding.unflatten(filled)["params"]
 
     @jax.jit
     def forward(params):
