@@ -53,6 +53,7 @@ class Oracle:
     """Inputs and outputs of a reference system on rule-made random weights."""
 
     def __init__(self, folder: Path, rules):
+        self.name = folder.name
         self._path, self._rules = folder / "spec.json", rules
         self.spec = json.loads(self._path.read_text())
         self.io = np.load(folder / "io.npz")

@@ -68,7 +68,7 @@ def log_mel(
     """
     if wave.dtype == np.int16:
         wave = from_int16(wave, xp)
-    frames = frame(wave, frontend, xp) * mel.hann_window(frontend)
+    frames = frame(wave, frontend, xp) * mel.window(frontend)
     # On float32 frames scipy's transform takes a third of the time of numpy's.
     spectrum = scipy.fft.rfft(frames) if xp is np else xp.fft.rfft(frames)
     # Not abs(): its gradient at zero, digital silence, is not a number.

@@ -1,13 +1,33 @@
 """Front ends as data: sizes, mel filter banks and windows."""
 
+import base64
 import dataclasses
 import functools
+import zlib
 
 import numpy as np
 from jaxtyping import Float
 
-BANKS = ("slaney", "htk")
+BANKS = ("slaney", "htk", "stored")
 FILLS = ("repeatpad", "pad", "repeat")
+
+VIEWS = 4
+"""Views of a fused front end: global, front, middle, back."""
+
+
+def pack(values: Float[np.ndarray, "..."]) -> str:
+    """A float32 array as text, for `Frontend`: base64 of its compressed bytes."""
+    data = np.ascontiguousarray(values, "<f4").tobytes()
+    return base64.b64encode(zlib.compress(data, 9)).decode("ascii")
+
+
+def unpack(text: str) -> Float[np.ndarray, " n"]:
+    """The inverse of `pack`, flat. Errors: ValueError when it is not such a text."""
+    try:
+        data = zlib.decompress(base64.b64decode(text, validate=True))
+    except (ValueError, zlib.error) as error:
+        raise ValueError(f"packed values are damaged: {error}") from error
+    return np.frombuffer(data, "<f4").astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +39,18 @@ class Frontend:
     n_fft, window_samples, hop_samples: the short-time Fourier transform.
     mels, fmin_hz, fmax_hz: the mel bands.
     bank: "slaney" (Slaney scale, each filter of unit area: librosa's default) or "htk"
-        (HTK scale, filters of unit height: torchaudio's default). A model trained on
-        one is useless with the other: for noise the two differ by 22 dB.
+        (HTK scale, filters of unit height: torchaudio's default), or "stored": the one
+        in `bank_values`. A model trained on one is useless with the other: for noise
+        the two differ by 22 dB.
     fill: how a short clip is filled up, see `clap_jax.audio.crop.fill`.
     int16_trip: samples go through 16-bit integers first (`clap_jax.audio.io.quantise`).
     bank_rate_hz: the rate that the bank believes in, where that is not `rate_hz`.
+    views: 1, or 4: the log-mel of the whole clip shrunk to one window ("global") and
+        three windows of it (front, middle, back), as LAION-CLAP's feature fusion takes.
+    whole_clip: the model takes clips of any length as they are, with their number of
+        frames; `clip_seconds` is then the length of a training crop.
+    bank_values, window_values: a filter bank [bins, F] and a window [n_fft] that no
+        formula gives, as `pack` writes them; "" for the bank above and Hann's window.
     """
 
     rate_hz: int
@@ -38,6 +65,10 @@ class Frontend:
     fill: str
     int16_trip: bool = False
     bank_rate_hz: int | None = None
+    views: int = 1
+    whole_clip: bool = False
+    bank_values: str = ""
+    window_values: str = ""
 
     def __post_init__(self):
         if self.bank not in BANKS:
@@ -54,6 +85,12 @@ class Frontend:
                 f"window_samples is {self.window_samples}, expected 1 to n_fft, "
                 f"which is {self.n_fft}"
             )
+        if self.views not in (1, VIEWS):
+            raise ValueError(f"views is {self.views}, expected 1 or {VIEWS}")
+        if self.views > 1 and self.whole_clip:
+            raise ValueError("a front end with views does not take whole clips")
+        if (self.bank == "stored") != bool(self.bank_values):
+            raise ValueError('bank "stored" and bank_values go together')
         nyquist_hz = (self.bank_rate_hz or self.rate_hz) / 2
         if not 0 <= self.fmin_hz < self.fmax_hz <= nyquist_hz:
             raise ValueError(
@@ -102,11 +139,13 @@ FRONTENDS: dict[str, Frontend] = {
     # LAION-CLAP computes the mels of its fused models with another library, and
     # therefore with another bank, than those of its unfused ones.
     "laion_unfused": _LAION,
-    "laion_fused": dataclasses.replace(_LAION, bank="htk"),
+    "laion_fused": dataclasses.replace(_LAION, bank="htk", views=VIEWS),
     "msclap2022": _MSCLAP,
     # MS-CLAP 2023 resamples to 44.1 kHz, yet builds the bank for 32 kHz.
     "msclap2023": dataclasses.replace(_MSCLAP, clip_seconds=7.0, bank_rate_hz=32_000),
-    "blat": dataclasses.replace(_MSCLAP, rate_hz=32_000, clip_seconds=10.0, fill="pad"),
+    "blat": dataclasses.replace(
+        _MSCLAP, rate_hz=32_000, clip_seconds=10.0, fill="pad", whole_clip=True
+    ),
     "small_16k": Frontend(
         rate_hz=16_000,
         clip_seconds=2.56,
@@ -139,8 +178,14 @@ def mel_bank(frontend: Frontend) -> Float[np.ndarray, "bins F"]:
     """Triangular mel filters by librosa: float32 [n_fft // 2 + 1, F], read-only.
 
     "slaney" is the reference's `LogmelFilterBank` (torchlibrosa), "htk" the fused
-    models' `torchaudio.transforms.MelSpectrogram` with its default norm=None.
+    models' `torchaudio.transforms.MelSpectrogram` with its default norm=None, "stored"
+    what a checkpoint brought along.
     """
+    if frontend.bank == "stored":
+        bank = unpack(frontend.bank_values).reshape(-1, frontend.mels)
+        bank.flags.writeable = False
+        return bank
+
     import librosa  # at first use: it takes a while to import
 
     bank = librosa.filters.mel(
@@ -158,12 +203,18 @@ def mel_bank(frontend: Frontend) -> Float[np.ndarray, "bins F"]:
 
 
 @functools.lru_cache
-def hann_window(frontend: Frontend) -> Float[np.ndarray, " n_fft"]:
-    """Periodic Hann window, zero-padded on both sides to n_fft: float32, read-only."""
+def window(frontend: Frontend) -> Float[np.ndarray, " n_fft"]:
+    """The window, zero-padded on both sides to n_fft: float32, read-only.
+
+    Periodic Hann, unless the front end brings its own.
+    """
+    if frontend.window_values:
+        values = unpack(frontend.window_values)
+        values.flags.writeable = False
+        return values
     samples = frontend.window_samples
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(samples) / samples)
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(samples) / samples)
     left = (frontend.n_fft - samples) // 2
-    window = np.pad(window, (left, frontend.n_fft - samples - left))
-    window = window.astype(np.float32)
-    window.flags.writeable = False
-    return window
+    hann = np.pad(hann, (left, frontend.n_fft - samples - left)).astype(np.float32)
+    hann.flags.writeable = False
+    return hann

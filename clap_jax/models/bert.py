@@ -95,7 +95,9 @@ class _Bert(nn.Module):
                 name="pooler",
             )
             return jnp.tanh(dense(hidden[:, 0]))
-        raise ValueError(f"pool must be pooler or mean, got {self.pool!r}")
+        if self.pool == "first":
+            return hidden[:, 0]
+        raise ValueError(f"pool must be pooler, first or mean, not {self.pool!r}")
 
 
 DEFAULTS = defaults(_Bert)
@@ -112,7 +114,8 @@ def tower(
 
     Input `(ids i32 [B, L], mask bool [B, L])`, true where a token is; what stands
     under a false mask has no influence. Embedding [B, D] is the tanh pooler on the
-    first token (`pool="pooler"`) or the mean of visible tokens (`"mean"`);
+    first token (`pool="pooler"`), the first token itself (`"first"`) or the mean of
+    visible tokens (`"mean"`);
     `aux["hidden"]` [B, L, D] is the last layer. `norm="post"` is the published
     arrangement, `"pre"` one that trains from scratch at higher rates. `eps` is 1e-5
     for RoBERTa, 1e-12 for BERT. In training, `dropout` applies to the embeddings,

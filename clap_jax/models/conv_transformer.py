@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from clap_jax.audio.frontend import FLOOR_DB
 from clap_jax.models import layers
-from clap_jax.models.tower import Tower, defaults, from_linen
+from clap_jax.models.tower import Sound, Tower, as_sound, defaults, from_linen
 
 
 class _ConvTransformer(nn.Module):
@@ -34,8 +34,9 @@ class _ConvTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N F"], train: bool
+        self, x: Float[Array, "B N F"] | Sound, train: bool
     ) -> tuple[Float[Array, "B D"], dict[str, Any]]:
+        x = as_sound(x).mel
         x = layers.fit(x, 2 * self.patch[0], 2 * self.patch[1], FLOOR_DB)
         x = (x - self.mean_db) / self.std_db
         x = layers.patches(x[..., None], self.patch)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from clap_jax.audio.frontend import FLOOR_DB
 from clap_jax.models import layers
-from clap_jax.models.tower import Tower, defaults, from_linen
+from clap_jax.models.tower import Sound, Tower, as_sound, defaults, from_linen
 
 
 class _ResidualBlock(nn.Module):
@@ -58,8 +58,9 @@ class _ConvNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N F"], train: bool
+        self, x: Float[Array, "B N F"] | Sound, train: bool
     ) -> tuple[Float[Array, "B D"], dict[str, Any]]:
+        x = as_sound(x).mel
         cell = 2 ** (len(self.widths) - 1)
         x = layers.fit(x, cell * self.patch[0], cell * self.patch[1], FLOOR_DB)
         x = _relative_level(x, self.range_db)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from clap_jax.models.tower import Tower
+from clap_jax.models.tower import Sound, Tower, as_sound
 
 # LAION and CLIP keep the scale between 1 and 100 after every step.
 LOG_SCALE_MAX = math.log(100.0)
@@ -19,10 +19,10 @@ class Dual(NamedTuple):
 
     init: `init(key) -> variables`, `{"params": {"audio", "text", "audio_projection",
         "text_projection", "logit_scale_a"}, "state": {"audio", "text"}}`.
-    encode_audio: `(variables, mel f32 [B, N, F], *, train=False, key=None) ->
-        ((za, aux), new_state)`; `mel` is the front end's log-mel in dB, `za` float32
-        [B, E] has rows of length one. `new_state` is the whole of
-        `variables["state"]` with the audio part renewed.
+    encode_audio: `(variables, audio, *, train=False, key=None) ->
+        ((za, aux), new_state)`; `audio` is the front end's log-mel in dB, f32
+        [B, N, F], or a `tower.Sound`; `za` float32 [B, E] has rows of length one.
+        `new_state` is the whole of `variables["state"]` with the audio part renewed.
     encode_text: `(variables, ids i32 [B, L], mask bool [B, L], *, train=False,
         key=None) -> ((zt, aux), new_state)`, likewise.
     score: `(params, za [A, E], zt [T, E]) -> float32 [A, T]`, the scaled score.
@@ -103,7 +103,7 @@ def make(
 ) -> Dual:
     """Join towers and heads to a `Dual`.
 
-    `examples` are the shapes that `init` traces: a mel and a pair (ids, mask), as
+    `examples` are the shapes that `init` traces: a `Sound` and a pair (ids, mask), as
     `jax.ShapeDtypeStruct`s. `logit_scale_init` is the scale itself, not its logarithm.
     """
 
@@ -137,12 +137,14 @@ def make(
 
     def encode_audio(
         variables: Mapping[str, Any],
-        mel: Float[Any, "B N F"],
+        audio: Float[Any, "B *V N F"] | Sound,
         *,
         train: bool = False,
         key: jax.Array | None = None,
     ) -> Any:
-        return encode_a(variables, jnp.asarray(mel, jnp.float32), train, key)
+        sound = as_sound(audio)
+        sound = sound._replace(mel=jnp.asarray(sound.mel, jnp.float32))
+        return encode_a(variables, sound, train, key)
 
     def encode_text(
         variables: Mapping[str, Any],

@@ -1,5 +1,6 @@
 """Projection heads: from a tower's embedding to the joint space, before L2."""
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ class _Linear(nn.Module):
 class _LaionMlp(nn.Module):
     features: int
     dtype: Any = jnp.float32
+    activation: str = "relu"
 
     @nn.compact
     def __call__(
@@ -38,17 +40,49 @@ class _LaionMlp(nn.Module):
                 name=name,
             )
 
-        return dense("linear2")(nn.relu(dense("linear1")(x))), {}
+        activation = layers.ACTIVATIONS[self.activation]
+        return dense("linear2")(activation(dense("linear1")(x))), {}
 
 
-HEADS = {"linear": _Linear, "laion_mlp": _LaionMlp}
+class _Msclap(nn.Module):
+    features: int
+    dtype: Any = jnp.float32
+    dropout: float = 0.5
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B D"], train: bool
+    ) -> tuple[Float[Array, "B E"], dict[str, Any]]:
+        def dense(name: str) -> nn.Dense:
+            return nn.Dense(
+                self.features,
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=nn.initializers.xavier_uniform(),
+                name=name,
+            )
+
+        first = dense("linear1")(x)
+        second = dense("linear2")(layers.ACTIVATIONS["gelu"](first))
+        second = nn.Dropout(self.dropout, deterministic=not train)(second)
+        return layers.layer_norm(1e-5, self.dtype, "norm")(first + second), {}
+
+
+HEADS = {
+    "linear": _Linear,
+    "laion_mlp": _LaionMlp,
+    "laion_mlp_gelu": functools.partial(_LaionMlp, activation="gelu"),
+    "msclap": _Msclap,
+}
 
 
 def tower(kind: str, embed_dim: int, *, dtype: str = "float32") -> Tower:
     """A head as a tower: embedding [B, D] to projection [B, E], no aux.
 
     linear: one affine map. laion_mlp: Linear to E, ReLU, Linear to E, without norm or
-    dropout (LAION-CLAP `clap_module/model.py`, `mlp_layers`).
+    dropout (LAION-CLAP `clap_module/model.py`, `mlp_layers`); laion_mlp_gelu: the same
+    with GELU. msclap: Linear to E, then LayerNorm(that + Dropout(Linear(GELU(that)))),
+    no biases (MS-CLAP `models/clap.py`, `Projection`).
     Errors: ValueError on an unknown kind.
     """
     if kind not in HEADS:

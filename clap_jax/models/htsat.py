@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Float32
 
 from clap_jax.audio import augment
 from clap_jax.models import layers, swin
-from clap_jax.models.tower import Tower, defaults, from_linen
+from clap_jax.models.tower import Sound, Tower, as_sound, defaults, from_linen
 
 # Torch's bicubic kernel. Keys' classical -0.5, which jax.image uses, is another curve.
 BICUBIC_A = -0.75
@@ -78,13 +78,17 @@ class _Htsat(nn.Module):
     drop_path: float = 0.1
     spec_augment: bool = True
     classes: int = 0
+    fusion: str = "none"
+    flag_one: bool = False
+    long_clips: str = "error"
     dtype: Any = jnp.float32
     remat: str = "none"
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N F"], train: bool
+        self, x: Float[Array, "B N F"] | Sound, train: bool
     ) -> tuple[Float[Array, "B D"], dict[str, Any]]:
+        x = as_sound(x).mel
         mels = x.shape[-1]
         aux = {}
         x = aux["bn0"] = layers.BatchNorm(name="bn0")(x, train)

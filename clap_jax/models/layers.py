@@ -4,6 +4,7 @@ Parameters are float32. Layers compute in `dtype`; softmax and the statistics of
 norm are taken in float32 whatever `dtype` is.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -25,9 +26,15 @@ def layer_norm(eps: float, dtype: Any, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
-def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The exact GELU, x * Phi(x)."""
-    return nn.gelu(x, approximate=False)
+ACTIVATIONS = {
+    # x * Phi(x)
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    # GPT-2's approximation of it by tanh, "gelu_new" in Hugging Face's configs
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    # OpenAI CLIP's
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "relu": nn.relu,
+}
 
 
 class BatchNorm(nn.Module):
@@ -35,14 +42,20 @@ class BatchNorm(nn.Module):
 
     In training the batch is normalised by its biased variance, while the running
     variance takes the unbiased one: running = 0.9 * running + 0.1 * n/(n-1) * var
-    (torch momentum 0.1). Flax's own layer stores the biased variance.
+    (torch momentum 0.1). Flax's own layer stores the biased variance. With `rows`
+    only those rows of the batch count; when there are none, what is stored stays.
     """
 
     epsilon: float = 1e-5
     momentum: float = 0.9
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*n C"], train: bool) -> Float[Array, "*n C"]:
+    def __call__(
+        self,
+        x: Float[Array, "B *n C"],
+        train: bool,
+        rows: Bool[Array, " B"] | None = None,
+    ) -> Float[Array, "B *n C"]:
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -54,10 +67,16 @@ class BatchNorm(nn.Module):
                 scale * jax.lax.rsqrt(var.value + self.epsilon)
             ) + bias
         axes = tuple(range(x.ndim - 1))
+        seen = None if rows is None else rows.reshape(-1, *[1] * (x.ndim - 1))
         count = x.size // channels
-        batch_mean, batch_var = x.mean(axes), x.var(axes)
+        if rows is not None:
+            count = rows.sum() * (count // x.shape[0])
+            # With no row to count, statistics stay finite and are not stored.
+            seen = seen | ~rows.any()
+        batch_mean, batch_var = x.mean(axes, where=seen), x.var(axes, where=seen)
         if not self.is_initializing():
-            keep, unbiased = self.momentum, batch_var * (count / max(count - 1, 1))
+            keep = jnp.where(count > 0, self.momentum, 1.0)
+            unbiased = batch_var * (count / jnp.maximum(count - 1, 1))
             mean.value = keep * mean.value + (1 - keep) * batch_mean
             var.value = keep * var.value + (1 - keep) * unbiased
         return (x - batch_mean) * (
@@ -126,10 +145,11 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, Linear back to the width of the input."""
+    """Linear, one of `ACTIVATIONS`, Linear back to the width of the input."""
 
     hidden: int
     dtype: Any = jnp.float32
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
@@ -138,7 +158,8 @@ class Mlp(nn.Module):
                 features, dtype=self.dtype, kernel_init=transformer_init, name=name
             )
 
-        return dense(x.shape[-1], "down")(gelu(dense(self.hidden, "up")(x)))
+        activation = ACTIVATIONS[self.activation]
+        return dense(x.shape[-1], "down")(activation(dense(self.hidden, "up")(x)))
 
 
 class Block(nn.Module):
@@ -150,6 +171,7 @@ class Block(nn.Module):
     eps: float = 1e-5
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(
@@ -159,7 +181,7 @@ class Block(nn.Module):
         train: bool,
     ) -> Float[Array, "B L D"]:
         attention = Attention(self.heads, self.dropout, self.dtype, name="attention")
-        mlp = Mlp(self.mlp, self.dtype, name="mlp")
+        mlp = Mlp(self.mlp, self.dtype, self.activation, name="mlp")
         norm1 = layer_norm(self.eps, self.dtype, "norm1")
         norm2 = layer_norm(self.eps, self.dtype, "norm2")
 

@@ -17,6 +17,27 @@ STREAMS = ("dropout", "droppath", "augment")
 _NOT_OPTIONS = ("parent", "name", "dtype", "remat", "vocab_size")
 
 
+class Sound(NamedTuple):
+    """What an audio tower hears.
+
+    mel: log-mel in dB, float32 [B, N, F], or [B, V, N, F] for a front end with views
+        (global, front, middle, back).
+    longer: bool [B], true where a clip is longer than the model's window, so that its
+        views differ. None: no clip is.
+    frames: int32 [B], how many frames of each mel belong to the clip; what follows is
+        padding. None: all.
+    """
+
+    mel: Any
+    longer: Any = None
+    frames: Any = None
+
+
+def as_sound(x: Any) -> Sound:
+    """`x` itself if it is a `Sound`, else a bare mel as one."""
+    return x if isinstance(x, Sound) else Sound(x)
+
+
 class Tower(NamedTuple):
     """An encoder as two pure functions.
 

@@ -1,156 +1,75 @@
 """The table of models. A family is a row here: front end, towers, heads, tokenizer."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from clap_jax import config as config_lib
-from clap_jax.audio.mel import FRONTENDS, Frontend
-from clap_jax.models import bert, conv_transformer, convnet, dual, heads, htsat
-from clap_jax.models.tower import complete
+from clap_jax.audio.mel import FRONTENDS
+from clap_jax.models import dual, heads
+from clap_jax.models.spec import (
+    AUDIO_TOWERS,
+    TEXT_TOWERS,
+    Spec,
+    TowerSpec,
+    from_dict,
+    read_spec,
+)
+from clap_jax.models.tower import Sound
 
-AUDIO_TOWERS = {
-    "htsat": htsat,
-    "conv_transformer": conv_transformer,
-    "convnet": convnet,
+__all__ = ["SPECS", "Spec", "TowerSpec", "build", "get_spec", "read_spec"]
+
+BERT = {
+    "positions": "bert",
+    "position_table": 512,
+    "pad_id": 0,
+    "types": 2,
+    "eps": 1e-12,
 }
-TEXT_TOWERS = {"bert": bert}
+BERT_MEDIUM = BERT | {"width": 512, "depth": 8, "heads": 8, "mlp": 2048}
+
+HTSAT_SIZES = {
+    "tiny": {"width": 96, "depths": (2, 2, 6, 2)},
+    "base": {"width": 128, "depths": (2, 2, 12, 2)},
+    "large": {"width": 256, "depths": (2, 2, 12, 2)},
+}
+PANN_SIZES = {
+    "14": {},
+    "10": {"widths": (64, 128, 256, 512, 1024), "pool_last": True},
+    "6": {"widths": (64, 128, 256, 512), "convs": 1, "kernel": 5, "pool_last": True},
+}
+
+# LAION's audio towers: name of the row, kind, options.
+_LAION_AUDIO = {
+    **{f"htsat_{size}": ("htsat", options) for size, options in HTSAT_SIZES.items()},
+    **{
+        f"pann{size}": ("pann", options | {"spec_augment": "after_bn0"})
+        for size, options in PANN_SIZES.items()
+    },
+}
+# LAION's text towers: kind, options, tokenizer, size of its vocabulary.
+_LAION_TEXT = {
+    "roberta": ("bert", {}, "FacebookAI/roberta-base", 50265),
+    "bert": ("bert", BERT, "google-bert/bert-base-uncased", 30522),
+    "clip": ("clip_text", {}, "openai/clip-vit-base-patch32", 49408),
+    "bart": ("bart", {}, "facebook/bart-base", 50265),
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class TowerSpec:
-    """A kind of tower and its options.
-
-    Options that are not given are filled from the kind's `DEFAULTS`, so that a saved
-    spec still means the same model after a default has changed. Errors: ValueError on
-    an unknown kind, an unknown option or a value of the wrong type.
-    """
-
-    kind: str
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        kinds = {**AUDIO_TOWERS, **TEXT_TOWERS}
-        if self.kind not in kinds:
-            raise ValueError(config_lib.unknown("tower", self.kind, kinds))
-        options = complete(self.kind, self.options, kinds[self.kind].DEFAULTS)
-        object.__setattr__(self, "options", options)
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """Everything that defines a model but its weights; JSON both ways.
-
-    head: a name in `heads.HEADS`, used on both sides. embed_dim: E of the joint space.
-    text_length: L, tokens per text. tokenizer: a hub id, or "" for one trained on the
-    captions. logit_scale_init: the factor on the cosine at the start (not its
-    logarithm). score: a name in `dual.SCORES`. Errors: ValueError on unknown names.
-    """
-
-    name: str
-    frontend: Frontend
-    audio: TowerSpec
-    text: TowerSpec
-    head: str
-    embed_dim: int
-    text_length: int
-    tokenizer: str
-    vocab_size: int
-    logit_scale_init: float
-    score: str = "cosine"
-
-    def __post_init__(self) -> None:
-        for name in ("embed_dim", "text_length", "vocab_size"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if not self.logit_scale_init > 0:
-            raise ValueError(
-                f"logit_scale_init must be positive, got {self.logit_scale_init!r}"
-            )
-        for role, name, known in (
-            ("audio tower", self.audio.kind, AUDIO_TOWERS),
-            ("text tower", self.text.kind, TEXT_TOWERS),
-            ("head", self.head, heads.HEADS),
-            ("score", self.score, dual.SCORES),
-        ):
-            if name not in known:
-                raise ValueError(config_lib.unknown(role, name, known))
-
-    def to_json(self) -> str:
-        """The spec as indented JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "Spec":
-        """The inverse of `to_json`. Errors: ValueError on unknown or missing keys."""
-        return _from_dict(json.loads(text))
-
-
-def read_spec(path: Path) -> Spec:
-    """The spec of a `spec.json`. Errors: ValueError naming the file."""
-    try:
-        return Spec.from_json(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not a model's spec: {error}") from error
-
-
-def _from_dict(tree: Mapping[str, Any]) -> Spec:
-    """A Spec from nested dicts, every unknown or missing key reported at once."""
-    errors: list[str] = []
-    parts = {"frontend": Frontend, "audio": TowerSpec, "text": TowerSpec}
-
-    def check(values: Any, kind: type, prefix: str) -> None:
-        if not isinstance(values, Mapping):
-            errors.append(f"{prefix.rstrip('.')} must be a table, got {values!r}")
-            return
-        fields = {f.name: f for f in dataclasses.fields(kind)}
-        for key in values:
-            if key not in fields:
-                known = [prefix + name for name in fields]
-                errors.append(config_lib.unknown("key of a spec", prefix + key, known))
-        for name, field in fields.items():
-            no_default = field.default is dataclasses.MISSING
-            no_default &= field.default_factory is dataclasses.MISSING
-            if name not in values and no_default:
-                errors.append(f"a spec needs the key {prefix + name!r}")
-
-    check(tree, Spec, "")
-    for name, kind in parts.items():
-        if name in tree:
-            check(tree[name], kind, f"{name}.")
-    if errors:
-        raise ValueError("; ".join(errors))
-    made = {name: kind(**tree[name]) for name, kind in parts.items()}
-    return Spec(**{**tree, **made})
-
-
-def _laion(name: str, htsat_options: dict[str, Any], text: str = "roberta") -> Spec:
-    """A LAION-CLAP model without fusion (facts: their `model_configs/*.json`)."""
-    options, tokenizer, vocab_size = {
-        "roberta": ({}, "FacebookAI/roberta-base", 50265),
-        "bert": (
-            {
-                "positions": "bert",
-                "position_table": 512,
-                "pad_id": 0,
-                "types": 2,
-                "eps": 1e-12,
-            },
-            "google-bert/bert-base-uncased",
-            30522,
-        ),
-    }[text]
+def _laion(audio: str, text: str, fused: bool) -> Spec:
+    """A LAION-CLAP model (facts: their `model_configs/*.json`)."""
+    audio_kind, audio_options = _LAION_AUDIO[audio]
+    text_kind, text_options, tokenizer, vocab_size = _LAION_TEXT[text]
+    if fused:
+        audio_options = audio_options | {"fusion": "aff_2d"}
     return Spec(
-        name=name,
-        frontend=FRONTENDS["laion_unfused"],
-        audio=TowerSpec("htsat", htsat_options),
-        text=TowerSpec("bert", options),
+        name=f"laion_{audio}_{'fusion_' if fused else ''}{text}",
+        frontend=FRONTENDS["laion_fused" if fused else "laion_unfused"],
+        audio=TowerSpec(audio_kind, audio_options),
+        text=TowerSpec(text_kind, text_options),
         head="laion_mlp",
         embed_dim=512,
         text_length=77,
@@ -160,9 +79,45 @@ def _laion(name: str, htsat_options: dict[str, Any], text: str = "roberta") -> S
     )
 
 
-_TINY = {"width": 96, "depths": (2, 2, 6, 2)}
-_BASE = {"width": 128, "depths": (2, 2, 12, 2)}
-_LARGE = {"width": 256, "depths": (2, 2, 12, 2)}
+MSCLAP_2022 = Spec(
+    name="msclap2022",
+    frontend=FRONTENDS["msclap2022"],
+    audio=TowerSpec("pann", {"spec_augment": "none"}),
+    text=TowerSpec("bert", BERT | {"pool": "first"}),
+    head="msclap",
+    embed_dim=1024,
+    text_length=100,
+    tokenizer="google-bert/bert-base-uncased",
+    vocab_size=30522,
+    logit_scale_init=1 / 0.07,
+)
+MSCLAP_2023 = Spec(
+    name="msclap2023",
+    frontend=FRONTENDS["msclap2023"],
+    audio=TowerSpec("htsat", HTSAT_SIZES["tiny"] | {"long_clips": "msclap"}),
+    text=TowerSpec("gpt2"),
+    head="msclap",
+    embed_dim=1024,
+    text_length=77,
+    tokenizer="openai-community/gpt2",
+    tokenizer_style="msclap",
+    vocab_size=50257,
+    logit_scale_init=1 / 0.07,
+)
+BLAT = Spec(
+    name="blat",
+    frontend=FRONTENDS["blat"],
+    audio=TowerSpec(
+        "pann", {"spec_augment": "before_bn0", "length_mask": "every_layer"}
+    ),
+    text=TowerSpec("bert", BERT_MEDIUM | {"pool": "first"}),
+    head="linear",
+    embed_dim=1024,
+    text_length=30,
+    tokenizer="prajjwal1/bert-medium",
+    vocab_size=30522,
+    logit_scale_init=1 / 0.07,
+)
 
 _SMALL_TEXT = {
     "width": 96,
@@ -195,10 +150,15 @@ def _small(name: str, frontend: str, audio: TowerSpec, scale: float) -> Spec:
 SPECS: dict[str, Spec] = {
     spec.name: spec
     for spec in (
-        _laion("laion_htsat_tiny_roberta", _TINY),
-        _laion("laion_htsat_base_roberta", _BASE),
-        _laion("laion_htsat_large_roberta", _LARGE),
-        _laion("laion_htsat_tiny_bert", _TINY, text="bert"),
+        *(
+            _laion(audio, text, fused)
+            for audio in _LAION_AUDIO
+            for text in _LAION_TEXT
+            for fused in (False, True)
+        ),
+        MSCLAP_2022,
+        MSCLAP_2023,
+        BLAT,
         _small("small_transformer", "small_16k", TowerSpec("conv_transformer"), 14.0),
         _small("small_conv", "small_22k", TowerSpec("convnet"), 10.0),
     )
@@ -247,7 +207,7 @@ def get_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Spec:
                 config_lib.unknown("front end", over["frontend"], FRONTENDS)
             )
         over["frontend"] = dataclasses.asdict(FRONTENDS[over["frontend"]])
-    return _from_dict(_merged(base, over))
+    return from_dict(_merged(base, over))
 
 
 def build(spec: Spec, *, dtype: str = "float32", remat: str = "none") -> dual.Dual:
@@ -267,14 +227,13 @@ def build(spec: Spec, *, dtype: str = "float32", remat: str = "none") -> dual.Du
     text = TEXT_TOWERS[spec.text.kind].tower(
         spec.text.options, spec.vocab_size, **compute
     )
-    frames, mels = spec.frontend.clip_frames, spec.frontend.mels
     return dual.make(
         audio,
         text,
         heads.tower(spec.head, spec.embed_dim, dtype=dtype),
         heads.tower(spec.head, spec.embed_dim, dtype=dtype),
         examples=(
-            jax.ShapeDtypeStruct((1, frames, mels), jnp.float32),
+            _sound(spec),
             (
                 jax.ShapeDtypeStruct((1, spec.text_length), jnp.int32),
                 jax.ShapeDtypeStruct((1, spec.text_length), jnp.bool_),
@@ -282,4 +241,16 @@ def build(spec: Spec, *, dtype: str = "float32", remat: str = "none") -> dual.Du
         ),
         logit_scale_init=spec.logit_scale_init,
         score=spec.score,
+    )
+
+
+def _sound(spec: Spec) -> Sound:
+    """The shapes of one clip, as the model's front end makes it."""
+    frontend = spec.frontend
+    views = (frontend.views,) if frontend.views > 1 else ()
+    shape = (1, *views, frontend.clip_frames, frontend.mels)
+    return Sound(
+        mel=jax.ShapeDtypeStruct(shape, jnp.float32),
+        longer=jax.ShapeDtypeStruct((1,), jnp.bool_) if views else None,
+        frames=jax.ShapeDtypeStruct((1,), jnp.int32) if frontend.whole_clip else None,
     )

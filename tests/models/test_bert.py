@@ -102,7 +102,7 @@ def test_dropout_is_fixed_by_the_key(texts):
     [
         ({"position_table": 8}, "texts of 7 tokens; this tower takes 6"),
         ({"positions": "rotary"}, "positions must be roberta or bert"),
-        ({"pool": "max"}, "pool must be pooler or mean"),
+        ({"pool": "max"}, "pool must be pooler, first or mean"),
     ],
 )
 def test_errors(texts, options, sentence):

@@ -1,0 +1,140 @@
+"""What a model is, as data: `Spec`, JSON both ways."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clap_jax import config as config_lib
+from clap_jax.audio.mel import Frontend
+from clap_jax.models import (
+    bart,
+    bert,
+    clip_text,
+    conv_transformer,
+    convnet,
+    dual,
+    gpt2,
+    heads,
+    htsat,
+    pann,
+)
+from clap_jax.models.tower import complete
+
+AUDIO_TOWERS = {
+    "htsat": htsat,
+    "pann": pann,
+    "conv_transformer": conv_transformer,
+    "convnet": convnet,
+}
+TEXT_TOWERS = {"bert": bert, "gpt2": gpt2, "clip_text": clip_text, "bart": bart}
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerSpec:
+    """A kind of tower and its options.
+
+    Options that are not given are filled from the kind's `DEFAULTS`, so that a saved
+    spec still means the same model after a default has changed. Errors: ValueError on
+    an unknown kind, an unknown option or a value of the wrong type.
+    """
+
+    kind: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kinds = {**AUDIO_TOWERS, **TEXT_TOWERS}
+        if self.kind not in kinds:
+            raise ValueError(config_lib.unknown("tower", self.kind, kinds))
+        options = complete(self.kind, self.options, kinds[self.kind].DEFAULTS)
+        object.__setattr__(self, "options", options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Everything that defines a model but its weights; JSON both ways.
+
+    head: a name in `heads.HEADS`, used on both sides. embed_dim: E of the joint space.
+    text_length: L, tokens per text. tokenizer: a hub id, or "" for one trained on the
+    captions. tokenizer_style: a name in `text.tokenize.STYLES`. logit_scale_init: the factor on the cosine at the start (not its
+    logarithm). score: a name in `dual.SCORES`. Errors: ValueError on unknown names.
+    """
+
+    name: str
+    frontend: Frontend
+    audio: TowerSpec
+    text: TowerSpec
+    head: str
+    embed_dim: int
+    text_length: int
+    tokenizer: str
+    vocab_size: int
+    logit_scale_init: float
+    score: str = "cosine"
+    tokenizer_style: str = "plain"
+
+    def __post_init__(self) -> None:
+        for name in ("embed_dim", "text_length", "vocab_size"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if not self.logit_scale_init > 0:
+            raise ValueError(
+                f"logit_scale_init must be positive, got {self.logit_scale_init!r}"
+            )
+        for role, name, known in (
+            ("audio tower", self.audio.kind, AUDIO_TOWERS),
+            ("text tower", self.text.kind, TEXT_TOWERS),
+            ("head", self.head, heads.HEADS),
+            ("score", self.score, dual.SCORES),
+        ):
+            if name not in known:
+                raise ValueError(config_lib.unknown(role, name, known))
+
+    def to_json(self) -> str:
+        """The spec as indented JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Spec":
+        """The inverse of `to_json`. Errors: ValueError on unknown or missing keys."""
+        return from_dict(json.loads(text))
+
+
+def read_spec(path: Path) -> Spec:
+    """The spec of a `spec.json`. Errors: ValueError naming the file."""
+    try:
+        return Spec.from_json(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a model's spec: {error}") from error
+
+
+def from_dict(tree: Mapping[str, Any]) -> Spec:
+    """A Spec from nested dicts, every unknown or missing key reported at once."""
+    errors: list[str] = []
+    parts = {"frontend": Frontend, "audio": TowerSpec, "text": TowerSpec}
+
+    def check(values: Any, kind: type, prefix: str) -> None:
+        if not isinstance(values, Mapping):
+            errors.append(f"{prefix.rstrip('.')} must be a table, got {values!r}")
+            return
+        fields = {f.name: f for f in dataclasses.fields(kind)}
+        for key in values:
+            if key not in fields:
+                known = [prefix + name for name in fields]
+                errors.append(config_lib.unknown("key of a spec", prefix + key, known))
+        for name, field in fields.items():
+            no_default = field.default is dataclasses.MISSING
+            no_default &= field.default_factory is dataclasses.MISSING
+            if name not in values and no_default:
+                errors.append(f"a spec needs the key {prefix + name!r}")
+
+    check(tree, Spec, "")
+    for name, kind in parts.items():
+        if name in tree:
+            check(tree[name], kind, f"{name}.")
+    if errors:
+        raise ValueError("; ".join(errors))
+    made = {name: kind(**tree[name]) for name, kind in parts.items()}
+    return Spec(**{**tree, **made})
