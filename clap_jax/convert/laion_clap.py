@@ -1,138 +1,212 @@
-"""LAION-CLAP checkpoints (`laion_clap` key layout): HTSAT, RoBERTa or BERT, heads.
+"""LAION-CLAP's checkpoints (`laion_clap` key layout), every tower and fusion type.
 
-Fusion models and other towers are not in this table.
+Source: LAION-AI/CLAP `clap_module/model.py`, laion-clap 1.1.7.
 """
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from clap_jax import sharding
-from clap_jax.convert import rules
-from clap_jax.convert.rules import Ignore, Rule
+from clap_jax.audio import mel
+from clap_jax.convert import (
+    banks,
+    bart,
+    bert,
+    clip_text,
+    htsat,
+    pann,
+    parts,
+    rules,
+    sizes,
+    trees,
+)
+from clap_jax.convert.rules import Extra, Rule
+from clap_jax.convert.sizes import Shapes
 from clap_jax.models import zoo
+
+AUDIO, TEXT = "audio_branch.", "text_branch."
 
 # DistributedDataParallel puts this before every key.
 PREFIX = "module."
 
-_N = r"(\d+)"
+_SCALE = "logit_scale_t"
+_AUDIO_TABLES = {"htsat": htsat, "pann": pann}
 
 
-def _linear(source: str, target: str, bias: bool = True) -> list[Rule]:
-    kernel = Rule(rf"{source}\.weight", f"{target}/kernel", rules.LINEAR)
-    return [kernel, Rule(rf"{source}\.bias", f"{target}/bias")] if bias else [kernel]
+def recognises(shapes: Shapes) -> bool:
+    """Whether these are both towers of a LAION-CLAP model."""
+    heads = ("audio_projection.", "text_projection.", "logit_scale_a")
+    text = (TEXT, "token_embedding.", "ln_final.")
+    return sizes.has(shapes, AUDIO) and any(
+        sizes.has(shapes, start) for start in (*heads, *text)
+    )
 
 
-def _norm(source: str, target: str) -> list[Rule]:
-    return [
-        Rule(rf"{source}\.weight", f"{target}/scale"),
-        Rule(rf"{source}\.bias", f"{target}/bias"),
-    ]
+def spec(tensors: Mapping[str, np.ndarray]) -> tuple[zoo.Spec, list[str]]:
+    """The spec that the tensors' names and shapes say, and notes on what they do not.
 
-
-def htsat_rules(options: Mapping[str, Any]) -> list[Rule]:
-    """`audio_branch.*` of HTSAT without fusion."""
-    source, target = r"audio_branch", "params/audio"
-    block = rf"{source}\.layers\.{_N}\.blocks\.{_N}"
-    ours = f"{target}/stage{{0}}_block{{1}}"
-    qkv = [f"{ours}/attention/{name}" for name in ("query", "key", "value")]
-    merge = rf"{source}\.layers\.{_N}\.downsample"
-    patch = rules.conv_patches(1, options["patch"], options["patch"])
-    table = [
-        *_norm(rf"{source}\.bn0", f"{target}/bn0"),
-        Rule(rf"{source}\.bn0\.running_mean", "state/audio/bn0/mean"),
-        Rule(rf"{source}\.bn0\.running_var", "state/audio/bn0/var"),
-        Rule(rf"{source}\.patch_embed\.proj\.weight", f"{target}/patch/kernel", patch),
-        Rule(rf"{source}\.patch_embed\.proj\.bias", f"{target}/patch/bias"),
-        *_norm(rf"{source}\.patch_embed\.norm", f"{target}/norm_patch"),
-        *_norm(rf"{block}\.norm1", f"{ours}/norm1"),
-        *_norm(rf"{block}\.norm2", f"{ours}/norm2"),
-        Rule(
-            rf"{block}\.attn\.qkv\.weight",
-            tuple(f"{path}/kernel" for path in qkv),
-            rules.LINEAR_THIRDS,
-        ),
-        Rule(
-            rf"{block}\.attn\.qkv\.bias",
-            tuple(f"{path}/bias" for path in qkv),
-            rules.THIRDS,
-        ),
-        *_linear(rf"{block}\.attn\.proj", f"{ours}/attention/out"),
-        Rule(rf"{block}\.attn\.relative_position_bias_table", f"{ours}/position_bias"),
-        *_linear(rf"{block}\.mlp\.fc1", f"{ours}/mlp/up"),
-        *_linear(rf"{block}\.mlp\.fc2", f"{ours}/mlp/down"),
-        *_norm(rf"{merge}\.norm", f"{target}/stage{{0}}_merge/norm"),
-        *_linear(
-            rf"{merge}\.reduction", f"{target}/stage{{0}}_merge/reduce", bias=False
-        ),
-        *_norm(rf"{source}\.norm", f"{target}/norm"),
-    ]
-    if options["classes"]:
-        tag = rf"{source}\.tscam_conv"
-        table += [
-            Rule(rf"{tag}\.weight", f"{target}/tag/kernel", rules.CONV),
-            Rule(rf"{tag}\.bias", f"{target}/tag/bias"),
-        ]
-    return table
-
-
-def bert_rules(options: Mapping[str, Any]) -> list[Rule]:
-    """`text_branch.*` as Hugging Face's RobertaModel and BertModel name it."""
-    source, target = r"text_branch", "params/text"
-    layer, ours = rf"{source}\.encoder\.layer\.{_N}", f"{target}/block{{0}}"
-    embed = rf"{source}\.embeddings"
-    table = [
-        Rule(rf"{embed}\.word_embeddings\.weight", f"{target}/tokens/embedding"),
-        Rule(rf"{embed}\.position_embeddings\.weight", f"{target}/positions/embedding"),
-        Rule(rf"{embed}\.token_type_embeddings\.weight", f"{target}/types"),
-        *_norm(rf"{embed}\.LayerNorm", f"{target}/norm_embed"),
-        *_linear(rf"{layer}\.attention\.output\.dense", f"{ours}/attention/out"),
-        *_norm(rf"{layer}\.attention\.output\.LayerNorm", f"{ours}/norm1"),
-        *_linear(rf"{layer}\.intermediate\.dense", f"{ours}/mlp/up"),
-        *_linear(rf"{layer}\.output\.dense", f"{ours}/mlp/down"),
-        *_norm(rf"{layer}\.output\.LayerNorm", f"{ours}/norm2"),
-        *_linear(rf"{source}\.pooler\.dense", f"{target}/pooler"),
-    ]
-    for name in ("query", "key", "value"):
-        self_attention = rf"{layer}\.attention\.self\.{name}"
-        table += _linear(self_attention, f"{ours}/attention/{name}")
-    return table
-
-
-def table(spec: zoo.Spec) -> tuple[list[Rule], list[Ignore]]:
-    """Rules and ignored keys for a spec. Errors: ValueError on other towers."""
-    kinds = (spec.audio.kind, spec.text.kind, spec.head)
-    if kinds != ("htsat", "bert", "laion_mlp"):
-        raise ValueError(
-            f"{spec.name} has {kinds}; this table is for htsat, bert, laion_mlp"
+    The activation of the heads (ReLU or GELU) leaves no trace: ReLU is assumed, as all
+    published models have it.
+    """
+    shapes = {key: np.shape(array) for key, array in tensors.items()}
+    audio, size = _audio(shapes)
+    fused = audio.options["fusion"] != "none"
+    text_name, text, vocab_size, notes = _text(shapes)
+    base = zoo.get_spec(f"laion_htsat_tiny_{'fusion_' if fused else ''}{text_name}")
+    frontend = base.frontend
+    if fused:
+        # The bank in the file is of a front end that fused models do not use.
+        notes.append(
+            "mel filter bank: htk, which LAION's data pipeline computes for fused models"
         )
-    found = htsat_rules(spec.audio.options) + bert_rules(spec.text.options)
+    else:
+        frontend, found = banks.frontend_of(frontend, *banks.stored(tensors, AUDIO))
+        notes += found
+    embed_dim = sizes.vote(
+        [
+            sizes.size(shapes, f"{side}_projection.{layer}.bias", 0)
+            for side in ("audio", "text")
+            for layer in (0, 2)
+        ],
+        512,
+    )
+    found = dataclasses.replace(
+        base,
+        name=f"laion_{size}_{'fusion_' if fused else ''}{text_name}",
+        frontend=frontend,
+        audio=audio,
+        text=zoo.TowerSpec(text.kind, base.text.options | text.options),
+        embed_dim=embed_dim,
+        vocab_size=vocab_size,
+        tokenizer=base.tokenizer if vocab_size == base.vocab_size else "",
+    )
+    return found, notes
+
+
+def _audio(shapes: Shapes) -> tuple[zoo.TowerSpec, str]:
+    """The audio tower and the name of its size."""
+    if sizes.has(shapes, f"{AUDIO}conv_block1."):
+        options = sizes.pann(shapes, AUDIO) | {"spec_augment": "after_bn0"}
+        return zoo.TowerSpec("pann", options), sizes.pann_name(options)
+    options = sizes.htsat(shapes, AUDIO)
+    return zoo.TowerSpec("htsat", options), sizes.htsat_name(options)
+
+
+def _text(shapes: Shapes) -> tuple[str, zoo.TowerSpec, int, list[str]]:
+    """The text tower: name in the zoo's rows, spec, vocabulary, notes."""
+    if sizes.has(shapes, f"{TEXT}resblocks."):
+        options, vocab_size = sizes.clip_text(shapes, "")
+        name, kind = "clip", "clip_text"
+    elif sizes.has(shapes, f"{TEXT}encoder.layers."):
+        options, vocab_size = sizes.bart(shapes, TEXT)
+        name, kind = "bart", "bart"
+        # The mean over all 77 positions, padding included.
+        options["pool"] = "mean_all"
+    else:
+        options, vocab_size = sizes.bert(shapes, TEXT)
+        name, kind = options["positions"], "bert"
+    note = sizes.heads_note(options)
+    return name, zoo.TowerSpec(kind, options), vocab_size, [note]
+
+
+def table(spec: zoo.Spec) -> tuple[list[Rule], list[Extra]]:
+    """Rules, and what the model does not use. Errors: ValueError on other models."""
+    check(spec)
+    audio = _AUDIO_TABLES[spec.audio.kind]
+    found = audio.rules(spec.audio.options, AUDIO)
+    extras = audio.extras(AUDIO)
+    if spec.text.kind == "clip_text":
+        found += clip_text.rules(spec.text.options)
+        extras += clip_text.extras()
+    else:
+        text = bart if spec.text.kind == "bart" else bert
+        found += text.rules(spec.text.options, TEXT)
+        extras += text.extras(TEXT)
     for side in ("audio", "text"):
-        head = f"params/{side}_projection"
-        found += _linear(rf"{side}_projection\.0", f"{head}/linear1")
-        found += _linear(rf"{side}_projection\.2", f"{head}/linear2")
+        for layer, name in ((0, "linear1"), (2, "linear2")):
+            source = rf"{side}_projection\.{layer}"
+            found += parts.linear(source, f"params/{side}_projection/{name}")
     found.append(Rule("logit_scale_a", "params/logit_scale_a"))
-    return found, _ignored(spec)
-
-
-def _ignored(spec: zoo.Spec) -> list[Ignore]:
-    entries = [
-        ("logit_scale_t", "never trained by the default loss; both directions use _a"),
-        (r"(audio|text)_transform\..*", "heads of the MLP loss, untrained without it"),
-        (r"audio_branch\.head\..*", "defined but never used by HTSAT"),
-        (r"audio_branch\.spectrogram_extractor\..*", "the front end computes it"),
-        (r"audio_branch\.logmel_extractor\..*", "the front end computes it"),
-        (r"audio_branch\.bn0\.num_batches_tracked", "a counter"),
-        (r"audio_branch\..*\.relative_position_index", "computed from the window"),
-        (r"audio_branch\..*\.attn_mask", "computed from the window"),
-        (r"text_branch\.embeddings\.(position|token_type)_ids", "an arange, zeros"),
+    extras += [
+        Extra(_SCALE, "never trained by the default loss; both directions use _a"),
+        Extra(
+            r"(audio|text)_transform\..*",
+            "heads of the MLP loss, untrained without it",
+        ),
     ]
-    if not spec.audio.options["classes"]:
-        unused = "AudioSet head; the spec has audio.options.classes = 0"
-        entries.append((r"audio_branch\.tscam_conv\..*", unused))
-    return [Ignore(regex, reason) for regex, reason in entries]
+    return found, extras
+
+
+def check(spec: zoo.Spec) -> None:
+    """ValueError that lists everything of a spec that this layout cannot hold."""
+    wanted = {
+        ("audio tower", spec.audio.kind): tuple(_AUDIO_TABLES),
+        ("text tower", spec.text.kind): ("bert", "clip_text", "bart"),
+        ("head", spec.head): ("laion_mlp", "laion_mlp_gelu"),
+        ("score", spec.score): ("cosine",),
+    }
+    found = [
+        f"its {role} is {value}, LAION-CLAP has {' or '.join(known)}"
+        for (role, value), known in wanted.items()
+        if value not in known
+    ]
+    if spec.text.kind == "bert" and spec.text.options["pool"] != "pooler":
+        found.append("its text is not read by a pooler, LAION-CLAP's is")
+    if spec.text.kind == "bert" and spec.text.options["norm"] != "post":
+        found.append("its text blocks are pre-norm, LAION-CLAP's are post-norm")
+    if found:
+        raise ValueError(
+            f"{spec.name} cannot be a LAION-CLAP model: {'; '.join(found)}"
+        )
+
+
+def losses(spec: zoo.Spec) -> list[str]:
+    """What of a spec LAION-CLAP's code has fixed otherwise, a sentence each."""
+    fused = spec.audio.options["fusion"] != "none"
+    row = mel.FRONTENDS["laion_fused" if fused else "laion_unfused"]
+    found = banks.losses(spec.frontend, row, "laion_clap")
+    if fused and (spec.frontend.bank, spec.frontend.fmax_hz) != (row.bank, row.fmax_hz):
+        found.append("front end: laion_clap makes the bank of fused models itself")
+    if spec.text.kind == "bert":
+        roberta = spec.text.options["positions"] == "roberta"
+        eps, theirs = spec.text.options["eps"], 1e-5 if roberta else 1e-12
+        if eps != theirs:
+            found.append(
+                f"text tower: norms have eps {eps:g} here and {theirs:g} in laion_clap: "
+                "embeddings differ by about 1e-5"
+            )
+    if spec.head == "laion_mlp_gelu":
+        found.append("heads: GELU here, and ReLU in laion_clap unless it is told so")
+    return found
+
+
+def buffers(spec: zoo.Spec) -> dict[str, np.ndarray]:
+    """Keys that a strict load needs beyond the rules, for a model trained elsewhere.
+
+    The heads of the MLP loss are random numbers of a fixed seed, of the scale that
+    torch begins with; `logit_scale_t` is where LAION's training leaves it.
+    """
+    audio = _AUDIO_TABLES[spec.audio.kind]
+    found = audio.buffers(spec.audio.options, AUDIO, spec.frontend)
+    if spec.text.kind == "clip_text":
+        found |= clip_text.buffers(spec.text.options)
+    else:
+        text = bart if spec.text.kind == "bart" else bert
+        found |= text.buffers(spec.text.options, TEXT)
+    found[_SCALE] = np.asarray(math.log(spec.logit_scale_init), np.float32)
+    rng = np.random.default_rng(0)
+    width = spec.embed_dim
+    limit = 1 / math.sqrt(width)
+    for side in ("audio", "text"):
+        for layer in (0, 3):
+            for name, shape in (("weight", (width, width)), ("bias", (width,))):
+                values = rng.uniform(-limit, limit, shape).astype(np.float32)
+                found[f"{side}_transform.sequential.{layer}.{name}"] = values
+    return found
 
 
 def to_variables(
@@ -145,19 +219,7 @@ def to_variables(
     """
     if state_dict and all(key.startswith(PREFIX) for key in state_dict):
         state_dict = {k.removeprefix(PREFIX): v for k, v in state_dict.items()}
-    shapes = jax.eval_shape(zoo.build(spec).init, jax.random.key(0))
-    filled = rules.apply(*table(spec), state_dict, sharding.flatten(shapes))
-    return _with_empty(shapes, sharding.unflatten(filled))
-
-
-def _with_empty(shapes: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """`tree` with the empty dicts of `shapes` (a tower without state) put back."""
-    return {
-        name: _with_empty(value, tree.get(name, {}))
-        if isinstance(value, Mapping)
-        else tree[name]
-        for name, value in shapes.items()
-    }
+    return trees.fill(*table(spec), state_dict, trees.shapes(spec))[0]
 
 
 def to_state_dict(
@@ -167,5 +229,4 @@ def to_state_dict(
 
     Errors: `rules.ConversionError` that lists every parameter without a rule.
     """
-    found, _ = table(spec)
-    return rules.invert(found, sharding.flatten(variables))
+    return rules.invert(table(spec)[0], sharding.flatten(variables))

@@ -1,14 +1,17 @@
 """Weight converters as tables that read in both directions. Numpy only.
 
-A table is a list of `Rule`s and a list of `Ignore`s. `apply` turns a source state dict
-into the project's parameter tree, `invert` goes back; both account for every tensor and
-report everything that is wrong in one error.
+A table is a list of `Rule`s and a list of `Extra`s. `apply` turns a source state dict
+into the project's parameter tree and sets aside what the model does not use, `invert`
+goes back; both account for every tensor and report everything that is wrong in one
+error. No data is copied that need not be: what `apply` gives are views of the source
+wherever dtype and layout allow it.
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +36,11 @@ CONV = _one(
     "conv: OIHW to HWIO",
     lambda x: x.transpose(2, 3, 1, 0),
     lambda x: x.transpose(3, 2, 0, 1),
+)
+CONV1D = _one(
+    "conv: OIW to WIO",
+    lambda x: x.transpose(2, 1, 0),
+    lambda x: x.transpose(2, 1, 0),
 )
 THIRDS = Transform(
     "thirds: stacked query, key, value biases apart",
@@ -101,10 +109,23 @@ class Rule:
             return None
         return tuple(target.format(*match.groups()) for target in self.targets)
 
+    def source_of(self, path: str) -> str | None:
+        """The source key that fills a target path, any of several; None if no match."""
+        for target in self.targets:
+            key = self._source_of(target, path)
+            if key is not None:
+                return key
+        return None
+
     def backward(self, path: str) -> tuple[str, tuple[str, ...]] | None:
         """(source key, all target paths) of a first target path, None if no match."""
+        key = self._source_of(self.targets[0], path)
+        paths = None if key is None else self.forward(key)
+        return None if paths is None else (key, paths)
+
+    def _source_of(self, target: str, path: str) -> str | None:
         groups = [match.group() for match in _GROUP.finditer(self.source_regex)]
-        parts = re.split(r"{(\d+)}", self.targets[0])
+        parts = re.split(r"{(\d+)}", target)
         pattern = "".join(
             f"(?P<g{part}>{groups[int(part)][1:-1]})" if i % 2 else re.escape(part)
             for i, part in enumerate(parts)
@@ -112,91 +133,206 @@ class Rule:
         match = re.fullmatch(pattern, path)
         if match is None:
             return None
-        values = [match.group(f"g{i}") for i in range(len(groups))]
         texts = _GROUP.split(self.source_regex)
         key = re.sub(r"\\(.)", r"\1", texts[0])
-        for value, text in zip(values, texts[1:], strict=True):
-            key += value + re.sub(r"\\(.)", r"\1", text)
-        return key, tuple(target.format(*values) for target in self.targets)
+        for i, text in enumerate(texts[1:]):
+            key += match.group(f"g{i}") + re.sub(r"\\(.)", r"\1", text)
+        return key
 
 
 @dataclasses.dataclass(frozen=True)
-class Ignore:
-    """Source keys that are left behind, and why."""
+class Extra:
+    """Source keys that the model does not use, kept as they are for the way back.
+
+    same_as: the source key that these are other names of (tied weights). Equal copies
+    are not kept but made again; where they differ, the model uses `same_as` alone.
+    """
 
     source_regex: str
     reason: str
+    same_as: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """Every key of a regex that is escaped text and groups such as (a|b)."""
+        texts = [re.sub(r"\\(.)", r"\1", x) for x in _GROUP.split(self.source_regex)]
+        groups = [
+            x.group()[1:-1].split("|") for x in _GROUP.finditer(self.source_regex)
+        ]
+        return [
+            texts[0] + "".join(map("".join, zip(choice, texts[1:], strict=True)))
+            for choice in itertools.product(*groups)
+        ]
 
 
 class ConversionError(ValueError):
     """Everything that is wrong with a conversion, one line each."""
 
-    def __init__(self, errors: Sequence[str]):
+    def __init__(self, errors: Sequence[str], what: str = "tensors do not fit"):
         self.errors = list(errors)
         lines = "\n".join(f"  {error}" for error in errors)
-        super().__init__(f"{len(errors)} tensors do not fit:\n{lines}")
+        super().__init__(f"{len(errors)} {what}:\n{lines}")
 
 
 def apply(
     rules: Iterable[Rule],
-    ignored: Iterable[Ignore],
+    extras: Iterable[Extra],
     source: Mapping[str, np.ndarray],
     target: Mapping[str, Any],
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Convert a state dict.
 
     source: key -> array. target: path -> anything with `shape` and `dtype`, the leaves
-    to fill. Returns path -> array with exactly the paths of `target`, cast to its
-    dtypes. Errors: ConversionError that lists every source key that no rule or ignore
+    to fill. Returns path -> array with exactly the paths of `target`, of its dtypes
+    (views of the source where it has that dtype), and key -> array of the extras, as
+    they are. Errors: ConversionError that lists every source key that no rule or extra
     covers, every target that is missing, unknown or filled twice, every wrong shape
     and every array that is not of floats.
     """
-    rules, ignored = list(rules), list(ignored)
+    rules, extras = list(rules), list(extras)
     filled: dict[str, np.ndarray] = {}
+    extra: dict[str, np.ndarray] = {}
     origin: dict[str, str] = {}
     errors: list[str] = []
     for key, array in source.items():
         matches = ((rule, rule.forward(key)) for rule in rules)
         rule, paths = next((match for match in matches if match[1]), (None, ()))
         if rule is None:
-            if not any(re.fullmatch(entry.source_regex, key) for entry in ignored):
+            found = (entry for entry in extras if re.fullmatch(entry.source_regex, key))
+            entry = next(found, None)
+            if entry is None:
                 errors.append(f"{key}: no rule for this source tensor")
+            elif not same(array, source.get(entry.same_as)):
+                extra[key] = array
             continue
         array = np.asarray(array)
-        try:
-            parts = rule.transform.forward(array)
-        except ValueError as error:
-            errors.append(f"{key} {array.shape}: {rule.transform.name}: {error}")
-            # Their fault is known: do not report them as missing too.
-            origin.update(dict.fromkeys(paths, key))
-            continue
-        for path, part in zip(paths, parts, strict=True):
-            problem = _problem(path, part, target, origin)
-            if problem:
-                errors.append(f"{key} -> {path}: {problem}")
-            else:
-                filled[path] = np.asarray(part, target[path].dtype, order="C")
-            origin.setdefault(path, key)
-    missing = (path for path in target if path not in origin)
-    errors += [f"{path}: nothing in the source fills it" for path in missing]
+        problem = _problem(rule.transform, paths, array, target, origin)
+        if problem:
+            errors.append(f"{key}: {problem}")
+        else:
+            parts = zip(paths, rule.transform.forward(array), strict=True)
+            filled |= {path: np.asarray(x, target[path].dtype) for path, x in parts}
+        # A tensor that is wrong is not reported as missing, too.
+        origin = dict.fromkeys(paths, key) | origin
+    errors += _missing(rules, [path for path in target if path not in origin])
     if errors:
         raise ConversionError(errors)
-    return {path: filled[path] for path in target}
+    return {path: filled[path] for path in target}, extra
+
+
+def _missing(rules: Sequence[Rule], paths: Sequence[str]) -> list[str]:
+    """A sentence for each source tensor that should have filled some of `paths`."""
+    wanted: dict[str, list[str]] = {}
+    unruled = []
+    for path in paths:
+        keys = (rule.source_of(path) for rule in rules)
+        key = next((key for key in keys if key), None)
+        if key is None:
+            unruled.append(f"{path}: no rule fills this parameter")
+        else:
+            wanted.setdefault(key, []).append(path)
+    missing = [f"{key}: missing; it fills {', '.join(p)}" for key, p in wanted.items()]
+    return missing + unruled
 
 
 def _problem(
-    path: str, part: np.ndarray, target: Mapping[str, Any], origin: Mapping[str, str]
+    transform: Transform,
+    paths: tuple[str, ...],
+    array: np.ndarray,
+    target: Mapping[str, Any],
+    origin: Mapping[str, str],
 ) -> str | None:
-    if path not in target:
-        return "the model has no such parameter"
-    if path in origin:
-        return f"filled already, from {origin[path]}"
-    if part.shape != target[path].shape:
-        return f"shape {part.shape}, the model has {target[path].shape}"
-    # numpy does not know bfloat16 as a kind of float.
-    if part.dtype.kind != "f" and part.dtype.name != "bfloat16":
-        return f"dtype {part.dtype}, the model has {target[path].dtype}"
+    unknown = [path for path in paths if path not in target]
+    if unknown:
+        return f"the model has no parameter {', '.join(unknown)}"
+    again = next((path for path in paths if path in origin), None)
+    if again:
+        return f"{again} is filled already, from {origin[again]}"
+    zero = np.zeros((), np.float32)
+    parts = [np.broadcast_to(zero, target[path].shape) for path in paths]
+    expected = transform.inverse(*parts).shape
+    if array.shape != expected:
+        return f"shape {array.shape}, expected {expected}"
+    if not is_float(array.dtype):
+        return f"dtype {array.dtype}, expected {target[paths[0]].dtype}"
     return None
+
+
+def same(a: np.ndarray, b: np.ndarray | None) -> bool:
+    """Whether two arrays are of one dtype and equal in every bit that counts."""
+    if b is None or a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if a.ctypes.data == b.ctypes.data and a.strides == b.strides:
+        return True
+    return bool(np.array_equal(a, b))
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Whether a dtype is a float of 16 bits or more."""
+    # numpy does not know bfloat16 as a kind of float.
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def back_cast(key: str, array: np.ndarray, dtype: str | np.dtype) -> np.ndarray:
+    """`array` in `dtype`. Errors: ValueError where a value is not exact in it."""
+    dtype = np.dtype(dtype)
+    if array.dtype == dtype:
+        return array
+    # Out-of-range values become infinite, which the comparison finds.
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    same = cast.astype(array.dtype) == array
+    if not np.all(same | np.isnan(array)):
+        raise ValueError(
+            f"{key}: {np.size(same) - np.count_nonzero(same)} of {np.size(same)} "
+            f"values are not exact in {dtype}"
+        )
+    return cast
+
+
+class Step(NamedTuple):
+    """How one source tensor is made from target tensors."""
+
+    transform: Transform
+    paths: tuple[str, ...]
+
+    def make(self, target: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The source tensor, contiguous."""
+        parts = [np.asarray(target[path]) for path in self.paths]
+        return np.asarray(self.transform.inverse(*parts), order="C")
+
+
+def steps_back(rules: Iterable[Rule], paths: Iterable[str]) -> dict[str, Step]:
+    """Source key -> how to make it, with nothing made yet.
+
+    Errors: ConversionError that lists every path that no rule produces, and every
+    source tensor of which a part is missing.
+    """
+    rules, paths = list(rules), dict.fromkeys(paths)
+    steps: dict[str, Step] = {}
+    used: set[str] = set()
+    errors: list[str] = []
+    for path in paths:
+        for rule in rules:
+            found = rule.backward(path)
+            if found is None:
+                continue
+            key, parts = found
+            absent = [other for other in parts if other not in paths]
+            if absent:
+                errors.append(f"{key}: needs {', '.join(absent)}")
+            elif key in steps:
+                errors.append(f"{path}: {key} is made already")
+            else:
+                steps[key] = Step(rule.transform, parts)
+            used.update(parts)
+            break
+    errors += [
+        f"{path}: no rule for this parameter" for path in paths if path not in used
+    ]
+    if errors:
+        raise ConversionError(errors)
+    return steps
 
 
 def invert(
@@ -204,32 +340,6 @@ def invert(
 ) -> dict[str, np.ndarray]:
     """Convert back: path -> array to source key -> array.
 
-    Errors: ConversionError that lists every path that no rule produces, and every
-    source tensor of which a part is missing.
+    Errors: as `steps_back`.
     """
-    rules = list(rules)
-    source: dict[str, np.ndarray] = {}
-    used: set[str] = set()
-    errors: list[str] = []
-    for path in target:
-        for rule in rules:
-            found = rule.backward(path)
-            if found is None:
-                continue
-            key, paths = found
-            absent = [other for other in paths if other not in target]
-            if absent:
-                errors.append(f"{key}: needs {', '.join(absent)}")
-            elif key in source:
-                errors.append(f"{path}: {key} is made already")
-            else:
-                parts = [np.asarray(target[other]) for other in paths]
-                source[key] = np.asarray(rule.transform.inverse(*parts), order="C")
-            used.update(paths)
-            break
-    errors += [
-        f"{path}: no rule for this parameter" for path in target if path not in used
-    ]
-    if errors:
-        raise ConversionError(errors)
-    return source
+    return {key: step.make(target) for key, step in steps_back(rules, target).items()}

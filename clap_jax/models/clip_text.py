@@ -1,11 +1,17 @@
-"""CLIP's causal text transformer."""
+"""CLIP's causal text transformer, in LAION-CLAP (`transformer`) and by itself.
+
+Sources: Radford et al. 2021 (arXiv 2103.00020); LAION-AI/CLAP `clap_module/model.py`;
+Hugging Face's `modeling_clip.py`.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
 
+from clap_jax.models import layers
 from clap_jax.models.tower import Tower, defaults, from_linen
 
 
@@ -25,8 +31,37 @@ class _ClipText(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, x: Any, train: bool) -> Any:
-        raise NotImplementedError
+    def __call__(
+        self, x: tuple[Int[Array, "B L"], Bool[Array, "B L"]], train: bool
+    ) -> tuple[Float[Array, "B D"], dict[str, Any]]:
+        ids, _ = x
+        length = ids.shape[1]
+        if length > self.position_table:
+            raise ValueError(
+                f"texts of {length} tokens; this tower takes {self.position_table}"
+            )
+        positions = layers.table(self.position_table, self.width, "positions")
+        hidden = layers.table(self.vocab_size, self.width, "tokens")(ids)
+        hidden = (hidden + positions(jnp.arange(length))).astype(self.dtype)
+        hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
+        bias = layers.causal_bias(length, length)
+        block = layers.rematerialised(layers.Block, self.remat)
+        for i in range(self.depth):
+            hidden = block(
+                heads=self.heads,
+                mlp=self.mlp,
+                eps=self.eps,
+                dropout=self.dropout,
+                dtype=self.dtype,
+                activation=self.activation,
+                name=f"block{i}",
+            )(hidden, bias, train)
+        hidden = layers.layer_norm(self.eps, self.dtype, "norm")(hidden)
+        # CLIP's end token has the highest id of its vocabulary. Padding is either 0 or,
+        # in Hugging Face's tokenizer, the end token again: the first one counts.
+        end = jnp.argmax(ids, axis=1)[:, None, None]
+        pooled = jnp.take_along_axis(hidden, end, axis=1)[:, 0]
+        return pooled, {"hidden": hidden}
 
 
 DEFAULTS = defaults(_ClipText)
@@ -39,7 +74,17 @@ def tower(
     dtype: str = "float32",
     remat: str = "none",
 ) -> Tower:
-    """CLIP's causal text transformer."""
+    """CLIP's text encoder; `options` override `DEFAULTS`.
+
+    Input `(ids i32 [B, L], mask bool [B, L])`. The mask is not used: blocks are
+    pre-norm and causal, and padding stands behind the text. Embedding [B, D] is the
+    state, after the final norm, of the first token with the highest id of its text,
+    which is the end token in CLIP's vocabulary; with another tokenizer this tower makes
+    no sense. aux["hidden"] [B, L, D] has all states. `activation` is "gelu" in LAION's
+    models and "quick_gelu" in OpenAI's weights. In training, `dropout` applies to the
+    embeddings, the attention weights and both residual branches (0 in both).
+    Errors: ValueError on texts longer than the position table.
+    """
     return from_linen(
         _ClipText(vocab_size, **options, dtype=jnp.dtype(dtype), remat=remat)
     )

@@ -1,12 +1,34 @@
-"""GPT-2 as a text tower and as a language model."""
+"""GPT-2 as a text tower and, with a cache of keys and values, as a language model.
 
-from collections.abc import Mapping
-from typing import Any
+Sources: Radford et al. 2019; Hugging Face's `modeling_gpt2.py`; for the pooled position
+MS-CLAP `models/clap.py`, `TextEncoder`.
+"""
 
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
 
+from clap_jax import config as config_lib
+from clap_jax.models import layers
 from clap_jax.models.tower import Tower, defaults, from_linen
+
+POOLS = ("end", "msclap")
+
+
+class Cache(NamedTuple):
+    """What a language model remembers of the positions that it has read.
+
+    keys, values: [layers, B, P, heads, d], room for P positions. index: int32, how many
+    of them are filled.
+    """
+
+    keys: Float[Array, "layers B P heads d"]
+    values: Float[Array, "layers B P heads d"]
+    index: Int[Array, ""]
 
 
 class _Gpt2(nn.Module):
@@ -27,8 +49,95 @@ class _Gpt2(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, x: Any, train: bool) -> Any:
-        raise NotImplementedError
+    def __call__(
+        self, x: tuple[Int[Array, "B L"], Bool[Array, "B L"]], train: bool
+    ) -> tuple[Float[Array, "B D"], dict[str, Any]]:
+        ids, mask = x
+        hidden, _ = self._read(self._tokens()(ids), train)
+        last = self._last(ids, mask)[:, None, None]
+        pooled = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
+        return pooled, {"hidden": hidden}
+
+    def _tokens(self) -> nn.Embed:
+        return layers.table(self.vocab_size, self.width, "tokens")
+
+    def _read(
+        self, x: Float[Array, "B L D"], train: bool, cache: Cache | None = None
+    ) -> tuple[Float[Array, "B L D"], Cache | None]:
+        """Token embeddings to the state after the last norm, and the renewed cache."""
+        length = x.shape[1]
+        if length > self.position_table:
+            raise ValueError(
+                f"texts of {length} tokens; this tower takes {self.position_table}"
+            )
+        start = 0 if cache is None else cache.index
+        positions = layers.table(self.position_table, self.width, "positions")
+        x = (x + positions(start + jnp.arange(length))).astype(self.dtype)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        room = length if cache is None else cache.keys.shape[2]
+        bias = layers.causal_bias(length, room, start)
+        block = layers.rematerialised(layers.Block, self.remat)
+        pasts = []
+        for i in range(self.depth):
+            layer = block(
+                heads=self.heads,
+                mlp=self.mlp,
+                eps=self.eps,
+                dropout=self.dropout,
+                dtype=self.dtype,
+                activation="gelu_tanh",
+                name=f"block{i}",
+            )
+            if cache is None:
+                x = layer(x, bias, train)
+                continue
+            past = layers.Past(cache.keys[i], cache.values[i], cache.index)
+            x, past = layer(x, bias, train, past)
+            pasts.append(past)
+        if cache is not None:
+            keys, values = (jnp.stack(parts) for parts in list(zip(*pasts))[:2])
+            cache = Cache(keys, values, cache.index + length)
+        return layers.layer_norm(self.eps, self.dtype, "norm")(x), cache
+
+    def _last(self, ids: Any, mask: Any) -> Int[Array, " B"]:
+        """Index of the token whose state stands for the text."""
+        if self.pool == "msclap":
+            # MS-CLAP takes the number of ids that are not 0, minus 1. Its padding, "!",
+            # is an ordinary token, so that every "!" in a text moves this one place to
+            # the left of the end.
+            last = (ids != self.pad_id).sum(1) - 1
+        elif self.pool == "end":
+            ends = ids == self.end_id
+            visible = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+            last = jnp.where(ends.any(1), jnp.argmax(ends, axis=1), visible)
+        else:
+            raise ValueError(config_lib.unknown("pool of gpt2", self.pool, POOLS))
+        return jnp.maximum(last, 0).astype(jnp.int32)
+
+
+class _LanguageModel(_Gpt2):
+    """See `language_model`. It has the parameters of the tower."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Int[Array, "B L"] | Float[Array, "B L D"],
+        train: bool,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "B M C"], Cache | None]:
+        table = self._tokens()
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            x = table(x)
+        hidden, cache = self._read(x, train, cache)
+        # Of a cached run only the last position decides what comes next.
+        hidden = hidden if cache is None else hidden[:, -1:]
+        logits = jnp.einsum(
+            "bld,cd->blc",
+            hidden,
+            table.embedding.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return logits, cache
 
 
 DEFAULTS = defaults(_Gpt2)
@@ -41,5 +150,91 @@ def tower(
     dtype: str = "float32",
     remat: str = "none",
 ) -> Tower:
-    """GPT-2 as a text tower and as a language model."""
+    """GPT-2 as a text tower; `options` override `DEFAULTS`.
+
+    Input `(ids i32 [B, L], mask bool [B, L])`, tokens first, padding behind them.
+    Blocks are pre-norm and causal, so that what follows the pooled token, padding
+    included, has no influence on it. Embedding [B, D] is the last layer's state, after
+    the final norm, of one token: with `pool="end"` the first `end_id`, or the last
+    visible token where there is none; with `pool="msclap"` the token that MS-CLAP takes,
+    which is another one in texts that contain `pad_id`. aux["hidden"] [B, L, D] has all
+    states. In training, `dropout` applies to the embeddings, the attention weights and
+    both residual branches.
+    Errors: ValueError on texts longer than the position table and on unknown pools.
+    """
     return from_linen(_Gpt2(vocab_size, **options, dtype=jnp.dtype(dtype), remat=remat))
+
+
+class LanguageModel(NamedTuple):
+    """GPT-2 with its token table as the output layer, as pure functions.
+
+    `params` is the tower's tree. `x` is int32 ids [B, L] or float32 [B, L, D] in the
+    place of token embeddings (a prefix); positions are added to both.
+
+    init: `init(key) -> params`.
+    embed: `embed(params, ids [B, L]) -> float32 [B, L, D]`, rows of the token table.
+    logits: `logits(params, x, *, train=False, key=None) -> float32 [B, L, C]`, at each
+        position those of the next token.
+    start: `start(batch, length) -> Cache`, empty, for `length` positions in all.
+    step: `step(params, cache, x) -> (float32 [B, C], Cache)`: reads L more positions,
+        a whole prefix or one token, and gives the logits that follow the last of them.
+        It cannot notice that a cache is full: the caller counts.
+    """
+
+    init: Callable[..., dict[str, Any]]
+    embed: Callable[..., jax.Array]
+    logits: Callable[..., jax.Array]
+    start: Callable[..., Cache]
+    step: Callable[..., tuple[jax.Array, Cache]]
+
+
+def language_model(
+    options: Mapping[str, Any],
+    vocab_size: int,
+    *,
+    dtype: str = "float32",
+    remat: str = "none",
+) -> LanguageModel:
+    """GPT-2 as a language model; `options` as for `tower` (`pool` has no meaning).
+
+    Works under jit and scan; the cache has one size from start to end.
+    Errors: ValueError on more positions than the position table has.
+    """
+    kind = jnp.dtype(dtype)
+    module = _LanguageModel(vocab_size, **options, dtype=kind, remat=remat)
+
+    @jax.jit
+    def init(key: jax.Array) -> dict[str, Any]:
+        return module.init(key, jnp.zeros((1, 1), jnp.int32), False)["params"]
+
+    def embed(params: Mapping[str, Any], ids: Int[Any, "B L"]) -> jax.Array:
+        return jnp.asarray(params["tokens"]["embedding"])[ids]
+
+    def logits(
+        params: Mapping[str, Any],
+        x: Any,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        if not train:
+            return module.apply({"params": params}, x, False)[0]
+        if key is None:
+            raise ValueError("a language model in training needs a key; got key=None")
+        return module.apply({"params": params}, x, True, rngs={"dropout": key})[0]
+
+    def start(batch: int, length: int) -> Cache:
+        if length > module.position_table:
+            raise ValueError(
+                f"a cache of {length} positions; this model has {module.position_table}"
+            )
+        size = (module.depth, batch, length, module.heads, module.width // module.heads)
+        return Cache(jnp.zeros(size, kind), jnp.zeros(size, kind), jnp.zeros((), int))
+
+    def step(
+        params: Mapping[str, Any], cache: Cache, x: Any
+    ) -> tuple[jax.Array, Cache]:
+        scores, cache = module.apply({"params": params}, x, False, cache)
+        return scores[:, 0], cache
+
+    return LanguageModel(init, embed, logits, start, step)

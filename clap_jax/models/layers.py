@@ -5,12 +5,12 @@ norm are taken in float32 whatever `dtype` is.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 # The standard deviation of weights in BERT-like and Swin-like towers at the start.
 transformer_init = nn.initializers.normal(0.02)
@@ -24,6 +24,11 @@ MASKED = -1e9
 def layer_norm(eps: float, dtype: Any, name: str) -> nn.LayerNorm:
     """LayerNorm over the last axis with two-pass variance, as torch computes it."""
     return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def table(rows: int, width: int, name: str) -> nn.Embed:
+    """A table of `rows` vectors, float32."""
+    return nn.Embed(rows, width, embedding_init=transformer_init, name=name)
 
 
 ACTIVATIONS = {
@@ -44,6 +49,7 @@ class BatchNorm(nn.Module):
     variance takes the unbiased one: running = 0.9 * running + 0.1 * n/(n-1) * var
     (torch momentum 0.1). Flax's own layer stores the biased variance. With `rows`
     only those rows of the batch count; when there are none, what is stored stays.
+    Every row stands for `copies` equal ones, which only n/(n-1) notices.
     """
 
     epsilon: float = 1e-5
@@ -55,6 +61,7 @@ class BatchNorm(nn.Module):
         x: Float[Array, "B *n C"],
         train: bool,
         rows: Bool[Array, " B"] | None = None,
+        copies: int | Int[Array, ""] = 1,
     ) -> Float[Array, "B *n C"]:
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
@@ -68,7 +75,7 @@ class BatchNorm(nn.Module):
             ) + bias
         axes = tuple(range(x.ndim - 1))
         seen = None if rows is None else rows.reshape(-1, *[1] * (x.ndim - 1))
-        count = x.size // channels
+        count = copies * (x.size // channels)
         if rows is not None:
             count = rows.sum() * (count // x.shape[0])
             # With no row to count, statistics stay finite and are not stored.
@@ -99,17 +106,45 @@ class DropPath(nn.Module):
         return jnp.where(kept, x / keep, 0).astype(x.dtype)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over the second to last axis.
+class Past(NamedTuple):
+    """Keys and values of positions that an attention has seen already.
 
-    `bias` is added to the float32 scores and broadcasts to [..., heads, L, L].
+    keys, values: [*n, P, heads, d], room for P positions. index: int32, how many of
+    them are filled.
+    """
+
+    keys: Float[Array, "*n P heads d"]
+    values: Float[Array, "*n P heads d"]
+    index: Int[Array, ""]
+
+
+def causal_bias(
+    queries: int, keys: int, index: int | Int[Array, ""] = 0
+) -> Float[Array, "q k"]:
+    """0 where a query may see a key, at its own position or before it, else `MASKED`.
+
+    The first query stands at position `index` of the keys.
+    """
+    position = index + jnp.arange(queries)
+    return jnp.where(jnp.arange(keys) <= position[:, None], 0.0, MASKED)
+
+
+class Attention(nn.Module):
+    """Multi-head attention over the second to last axis.
+
+    Keys and values are made of x itself, or of `memory`. With `past` (of x alone) they
+    are put behind those of earlier positions, and the result is (out, past) with the
+    new ones in it; the caller's bias hides the places that are not filled yet.
+    `bias` is added to the float32 scores and broadcasts to [..., heads, L, M].
     Queries, keys and values have separate kernels, the layout of BERT and of Hugging
-    Face; a source that stores them as one is split in thirds by its converter.
+    Face; a source that stores them as one is split in thirds by its converter. Their
+    biases are left out with `qkv_bias=False`.
     """
 
     heads: int
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    qkv_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -117,21 +152,36 @@ class Attention(nn.Module):
         x: Float[Array, "*n L D"],
         bias: Float[Array, "..."] | None,
         train: bool,
-    ) -> Float[Array, "*n L D"]:
+        memory: Float[Array, "*n M K"] | None = None,
+        past: Past | None = None,
+    ) -> Float[Array, "*n L D"] | tuple[Float[Array, "*n L D"], Past]:
         width = x.shape[-1]
         if width % self.heads:
             raise ValueError(f"width {width} is not divisible by {self.heads} heads")
 
-        def project(name: str) -> nn.Dense:
+        def project(name: str, bias: bool = self.qkv_bias) -> nn.Dense:
             return nn.Dense(
-                width, dtype=self.dtype, kernel_init=transformer_init, name=name
+                width,
+                use_bias=bias,
+                dtype=self.dtype,
+                kernel_init=transformer_init,
+                name=name,
             )
 
         def split(y: jax.Array) -> jax.Array:
             return y.reshape(*y.shape[:-1], self.heads, width // self.heads)
 
+        seen = x if memory is None else memory
         query = split(project("query")(x)) * (width // self.heads) ** -0.5
-        key, value = split(project("key")(x)), split(project("value")(x))
+        key, value = split(project("key")(seen)), split(project("value")(seen))
+        if past is not None:
+            put = jax.lax.dynamic_update_slice_in_dim
+            past = Past(
+                put(past.keys, key, past.index, x.ndim - 2),
+                put(past.values, value, past.index, x.ndim - 2),
+                past.index + x.shape[-2],
+            )
+            key, value = past.keys, past.values
         scores = jnp.einsum(
             "...qhd,...khd->...hqk", query, key, preferred_element_type=jnp.float32
         )
@@ -141,7 +191,8 @@ class Attention(nn.Module):
             weights, deterministic=not train
         )
         out = jnp.einsum("...hqk,...khd->...qhd", weights, value)
-        return project("out")(out.reshape(x.shape))
+        out = project("out", bias=True)(out.reshape(x.shape))
+        return out if past is None else (out, past)
 
 
 class Mlp(nn.Module):
@@ -163,7 +214,10 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block, with LayerNorm before (`pre`) or after (`post`) the sum."""
+    """A transformer block, with LayerNorm before (`pre`) or after (`post`) the sum.
+
+    With `past`, see `Attention`, the result is (x, past).
+    """
 
     heads: int
     mlp: int
@@ -172,6 +226,7 @@ class Block(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     activation: str = "gelu"
+    qkv_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -179,8 +234,11 @@ class Block(nn.Module):
         x: Float[Array, "B L D"],
         bias: Float[Array, "..."] | None,
         train: bool,
-    ) -> Float[Array, "B L D"]:
-        attention = Attention(self.heads, self.dropout, self.dtype, name="attention")
+        past: Past | None = None,
+    ) -> Float[Array, "B L D"] | tuple[Float[Array, "B L D"], Past]:
+        attention = Attention(
+            self.heads, self.dropout, self.dtype, self.qkv_bias, name="attention"
+        )
         mlp = Mlp(self.mlp, self.dtype, self.activation, name="mlp")
         norm1 = layer_norm(self.eps, self.dtype, "norm1")
         norm2 = layer_norm(self.eps, self.dtype, "norm2")
@@ -188,13 +246,22 @@ class Block(nn.Module):
         def drop(y: jax.Array) -> jax.Array:
             return nn.Dropout(self.dropout, deterministic=not train)(y)
 
+        def attend(y: jax.Array) -> jax.Array:
+            nonlocal past
+            if past is None:
+                return attention(y, bias, train)
+            y, past = attention(y, bias, train, past=past)
+            return y
+
         if self.norm == "pre":
-            x = x + drop(attention(norm1(x), bias, train))
-            return x + drop(mlp(norm2(x)))
-        if self.norm == "post":
-            x = norm1(x + drop(attention(x, bias, train)))
-            return norm2(x + drop(mlp(x)))
-        raise ValueError(f"norm must be pre or post, got {self.norm!r}")
+            x = x + drop(attend(norm1(x)))
+            x = x + drop(mlp(norm2(x)))
+        elif self.norm == "post":
+            x = norm1(x + drop(attend(x)))
+            x = norm2(x + drop(mlp(x)))
+        else:
+            raise ValueError(f"norm must be pre or post, got {self.norm!r}")
+        return x if past is None else (x, past)
 
 
 def rematerialised(

@@ -110,10 +110,17 @@ def read_spec(path: Path) -> Spec:
         raise ValueError(f"{path} is not a model's spec: {error}") from error
 
 
-def from_dict(tree: Mapping[str, Any]) -> Spec:
-    """A Spec from nested dicts, every unknown or missing key reported at once."""
+_PARTS = {"frontend": Frontend, "audio": TowerSpec, "text": TowerSpec}
+
+
+def from_dict(
+    tree: Mapping[str, Any], spec: type = Spec, parts: Mapping[str, type] = _PARTS
+) -> Any:
+    """A `spec` from nested dicts, every unknown or missing key reported at once.
+
+    parts: fields that are tables themselves, and of what kind.
+    """
     errors: list[str] = []
-    parts = {"frontend": Frontend, "audio": TowerSpec, "text": TowerSpec}
 
     def check(values: Any, kind: type, prefix: str) -> None:
         if not isinstance(values, Mapping):
@@ -130,11 +137,11 @@ def from_dict(tree: Mapping[str, Any]) -> Spec:
             if name not in values and no_default:
                 errors.append(f"a spec needs the key {prefix + name!r}")
 
-    check(tree, Spec, "")
+    check(tree, spec, "")
     for name, kind in parts.items():
         if name in tree:
             check(tree[name], kind, f"{name}.")
     if errors:
         raise ValueError("; ".join(errors))
     made = {name: kind(**tree[name]) for name, kind in parts.items()}
-    return Spec(**{**tree, **made})
+    return spec(**{**tree, **made})

@@ -16,8 +16,16 @@ SHIFT_MASK = -100.0
 
 
 def to_windows(x: Float[Array, "B H W C"], size: int) -> Float[Array, "B n L C"]:
-    """Cut a map into its n windows of L = size * size positions, row by row."""
+    """Cut a map into its n windows of L = size * size positions, row by row.
+
+    Errors: ValueError when they do not fill the map.
+    """
     batch, height, width, channels = x.shape
+    if height % size or width % size:
+        raise ValueError(
+            f"a map of {height} x {width} positions is not made of windows of "
+            f"{size} x {size}; choose another window, patch or image"
+        )
     x = x.reshape(batch, height // size, size, width // size, size, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size, channels)
 
@@ -68,7 +76,7 @@ class Block(nn.Module):
     heads: int
     window: int
     shift: int
-    mlp_ratio: int
+    mlp_ratio: float
     drop_path: float
     eps: float
     dtype: Any
@@ -89,7 +97,7 @@ class Block(nn.Module):
             branch = jnp.roll(branch, (self.shift, self.shift), (1, 2))
         x = x + layers.DropPath(self.drop_path)(branch, train)
         branch = layers.layer_norm(self.eps, self.dtype, "norm2")(x)
-        hidden = self.mlp_ratio * channels
+        hidden = int(self.mlp_ratio * channels)
         branch = layers.Mlp(hidden, self.dtype, name="mlp")(branch)
         return x + layers.DropPath(self.drop_path)(branch, train)
 

@@ -1,85 +1,189 @@
-"""The LAION-CLAP table on a shrunken model, with errors put in on purpose."""
+"""LAION-CLAP's layout: what its files say, and errors put in on purpose."""
+
+import dataclasses
 
 import jax
 import numpy as np
 import pytest
 
+from clap_jax import convert
+from clap_jax.audio import mel
 from clap_jax.convert import laion_clap, rules
 from clap_jax.models import zoo
-
-SMALL = {
-    "audio.options": {"width": 8, "depths": [2, 2], "heads": [2, 2], "image": 64},
-    "text.options": {"width": 8, "depth": 2, "heads": 2, "mlp": 16},
-    "vocab_size": 11,
-    "embed_dim": 6,
-    "frontend.clip_seconds": 0.5,
-}
+from tests.convert import small
 
 
-def small_spec(classes=0):
-    return zoo.get_spec(
-        "laion_htsat_tiny_roberta", {**SMALL, "audio.options.classes": classes}
-    )
-
-
-@pytest.fixture(scope="module")
-def variables():
-    """Weights that are all different, so that no two can be swapped unseen."""
-    shapes = jax.eval_shape(zoo.build(small_spec(3)).init, jax.random.key(0))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
-
-
-@pytest.fixture
-def state_dict(variables):
-    return laion_clap.to_state_dict(variables, small_spec(3))
-
-
-def test_keys_of_the_source(state_dict):
+def test_keys_of_the_source():
     """The reference's names and layouts (laion-clap 1.1.7)."""
-    shapes = {key: array.shape for key, array in state_dict.items()}
+    spec = small.spec("laion")
+    state = laion_clap.to_state_dict(small.variables(spec), spec)
+    shapes = {key: array.shape for key, array in state.items()}
     assert shapes["audio_branch.patch_embed.proj.weight"] == (8, 1, 4, 4)
     assert shapes["audio_branch.layers.1.blocks.0.attn.qkv.weight"] == (48, 16)
     assert shapes["audio_branch.layers.0.downsample.reduction.weight"] == (16, 32)
-    assert shapes["audio_branch.tscam_conv.weight"] == (3, 16, 8, 3)
-    assert shapes["text_branch.encoder.layer.1.attention.self.key.bias"] == (8,)
+    assert shapes["audio_branch.tscam_conv.weight"] == (5, 16, 8, 3)
+    assert shapes["text_branch.encoder.layer.0.attention.self.key.bias"] == (64,)
     assert shapes["text_projection.2.weight"] == (6, 6)
     assert shapes["logit_scale_a"] == ()
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_round_trip(variables, state_dict, prefix):
-    extra = {
-        "logit_scale_t": np.zeros(()),
-        "audio_transform.sequential.0.weight": np.zeros((6, 6)),
-        "audio_branch.head.bias": np.zeros(3),
-        "audio_branch.layers.0.blocks.1.attn_mask": np.zeros((4, 64, 64)),
-        "audio_branch.layers.0.blocks.0.attn.relative_position_index": np.zeros(1),
-        "audio_branch.bn0.num_batches_tracked": np.zeros((), np.int64),
-        "text_branch.embeddings.position_ids": np.zeros((1, 514), np.int64),
-    }
-    source = {prefix + key: x for key, x in (state_dict | extra).items()}
-    back = laion_clap.to_variables(source, small_spec(3))
-    assert jax.tree.structure(back) == jax.tree.structure(variables)
-    jax.tree.map(np.testing.assert_array_equal, back, variables)
+def test_to_variables(prefix):
+    spec = small.spec("laion")
+    state = {prefix + key: x for key, x in small.state_dict("laion").items()}
+    back = laion_clap.to_variables(state, spec)
+    small.equal_trees(back, small.variables(spec))
 
 
-def test_the_audioset_head_is_left_behind_without_classes(state_dict):
-    variables = laion_clap.to_variables(state_dict, small_spec())
+def test_the_audioset_head_is_left_behind_without_classes():
+    over = {"audio.options": small.HTSAT | {"classes": 0}, "text.options": small.BERT}
+    over |= {"vocab_size": 50, "embed_dim": 6}
+    spec = zoo.get_spec("laion_htsat_tiny_roberta", over)
+    variables = laion_clap.to_variables(small.state_dict("laion"), spec)
     assert "tag" not in variables["params"]["audio"]
 
 
-def test_errors_name_the_tensors(state_dict):
-    del state_dict["audio_branch.norm.weight"]
-    state_dict["audio_branch.patch_embed.mel_conv2d.weight"] = np.zeros(1)
-    with pytest.raises(rules.ConversionError) as caught:
-        laion_clap.to_variables(state_dict, small_spec(3))
-    assert caught.value.errors == [
-        "audio_branch.patch_embed.mel_conv2d.weight: no rule for this source tensor",
-        "params/audio/norm/scale: nothing in the source fills it",
+def broken():
+    """A state dict with one fault of every kind."""
+    state = dict(small.state_dict("laion"))
+    del state["audio_branch.norm.weight"]
+    del state["audio_branch.layers.0.blocks.1.attn.qkv.weight"]
+    state["audio_branch.patch_embed.mel_conv3d.weight"] = np.zeros(1, np.float32)
+    state["text_projection.2.bias"] = np.zeros(7, np.float32)
+    state["audio_branch.bn0.weight"] = np.ones(64, np.int64)
+    return state
+
+
+def test_all_errors_at_once_and_nothing_written(tmp_path):
+    path = small.save(tmp_path / "a.pt", broken(), prefix="module.")
+    with pytest.raises(convert.ConversionError) as caught:
+        convert.convert(path, tmp_path / "b")
+    qkv = "params/audio/stage0_block1/attention/{}/kernel"
+    names = ", ".join(map(qkv.format, ("key", "query", "value")))
+    assert sorted(caught.value.errors) == [
+        "audio_branch.bn0.weight: dtype int64, expected float32",
+        f"audio_branch.layers.0.blocks.1.attn.qkv.weight: missing; it fills {names}",
+        "audio_branch.norm.weight: missing; it fills params/audio/norm/scale",
+        "audio_branch.patch_embed.mel_conv3d.weight: no rule for this source tensor",
+        "text_projection.2.bias: shape (7,), expected (6,)",
     ]
+    assert [x.name for x in tmp_path.iterdir()] == ["a.pt"]
 
 
-def test_other_towers_are_refused():
-    with pytest.raises(ValueError, match="this table is for htsat, bert, laion_mlp"):
+@pytest.mark.parametrize(
+    "key",
+    [
+        "audio_branch.patch_embed.proj.weight",
+        "audio_branch.layers.0.blocks.0.attn.relative_position_bias_table",
+        "text_branch.embeddings.word_embeddings.weight",
+        "text_branch.embeddings.token_type_embeddings.weight",
+        "text_branch.embeddings.position_embeddings.weight",
+        "audio_projection.2.weight",
+        "logit_scale_a",
+    ],
+)
+def test_a_tensor_that_sizes_are_read_from_is_missing(key, tmp_path):
+    """The other tensors say how large the model is."""
+    state = dict(small.state_dict("laion"))
+    lost = {key: state.pop(key)}
+    path = small.save(tmp_path / "a.pt", state)
+    with pytest.raises(convert.ConversionError) as caught:
+        convert.load(path)
+    found = [x for x in caught.value.errors if not x.startswith(f"{key}: missing")]
+    assert not [x for x in found if "word_embeddings" not in key], found
+    small.save(tmp_path / "a.pt", state | {key: next(iter(lost.values())).repeat(2)})
+    with pytest.raises(convert.ConversionError) as caught:
+        convert.load(path)
+    assert all(x.startswith(f"{key}: shape") for x in caught.value.errors)
+
+
+def with_front_end(frontend):
+    """A small model's state dict with another front end stored in it."""
+    spec = dataclasses.replace(small.spec("laion"), frontend=frontend)
+    return dict(small.state_dict("laion")) | {
+        key: x for key, x in laion_clap.buffers(spec).items() if "extractor" in key
+    }
+
+
+def test_the_bank_in_the_file_counts(tmp_path):
+    """LAION's configs have models up to 8 and 18 kHz, and windows of 1536."""
+    base = mel.FRONTENDS["laion_unfused"]
+    for changes in (
+        {"fmax_hz": 8000.0},
+        {"fmax_hz": 18_000.0},
+        {"n_fft": 1536, "window_samples": 1536},
+    ):
+        front = dataclasses.replace(base, **changes)
+        spec, notes = laion_clap.spec(with_front_end(front))
+        assert spec.frontend == front
+        kilo = f"48 kHz, 50 to {front.fmax_hz:g} Hz"
+        assert any(f"the file's is slaney, {kilo}" in note for note in notes)
+
+
+def test_a_bank_that_no_formula_gives_is_stored():
+    state = dict(small.state_dict("laion"))
+    key = "audio_branch.logmel_extractor.melW"
+    state[key] = state[key] * np.float32(1 + 1e-5)
+    spec, notes = laion_clap.spec(state)
+    assert spec.frontend.bank == "stored"
+    np.testing.assert_array_equal(mel.mel_bank(spec.frontend), state[key])
+    assert any("no known formula gives it" in note for note in notes)
+    # A difference that rounding explains is none.
+    state[key] = small.state_dict("laion")[key] * np.float32(1 + 5e-7)
+    assert laion_clap.spec(state)[0].frontend == mel.FRONTENDS["laion_unfused"]
+
+
+def test_a_window_of_its_own_is_stored():
+    state = dict(small.state_dict("laion"))
+    for part in ("real", "imag"):
+        key = f"audio_branch.spectrogram_extractor.stft.conv_{part}.weight"
+        state[key] = state[key] * np.hamming(1024).astype(np.float32)
+    spec, notes = laion_clap.spec(state)
+    want = state["audio_branch.spectrogram_extractor.stft.conv_real.weight"][0, 0]
+    np.testing.assert_array_equal(mel.window(spec.frontend), want)
+    assert any("the file's own, which differs from Hann's" in x for x in notes)
+
+
+def test_a_file_without_front_end():
+    state = {k: x for k, x in small.state_dict("laion").items() if "extractor" not in k}
+    spec, notes = laion_clap.spec(state)
+    assert spec.frontend == mel.FRONTENDS["laion_unfused"]
+    assert any("no mel filter bank; assumed slaney, 48 kHz" in note for note in notes)
+
+
+def test_fused_models_hear_another_bank_than_is_in_the_file():
+    """LAION's data pipeline makes it with torchaudio; the one in the file is unused."""
+    state = dict(small.state_dict("laion_fused"))
+    stored = state["audio_branch.logmel_extractor.melW"]
+    slaney = mel.mel_bank(mel.FRONTENDS["laion_unfused"])
+    np.testing.assert_array_equal(stored, slaney)
+    spec, notes = laion_clap.spec(state)
+    assert spec.frontend == mel.FRONTENDS["laion_fused"]
+    assert any("htk, which LAION's data pipeline computes" in note for note in notes)
+
+
+def test_what_it_is_not():
+    with pytest.raises(ValueError) as caught:
         laion_clap.table(zoo.get_spec("small_transformer"))
+    text = str(caught.value)
+    assert "its audio tower is conv_transformer, LAION-CLAP has htsat or pann" in text
+    assert "its head is linear, LAION-CLAP has laion_mlp" in text
+
+
+def test_new_heads_of_the_mlp_loss_are_the_same_each_time():
+    spec = small.spec("laion")
+    first, second = laion_clap.buffers(spec), laion_clap.buffers(spec)
+    key = "audio_transform.sequential.0.weight"
+    assert first[key].any()
+    np.testing.assert_array_equal(first[key], second[key])
+    assert first["logit_scale_t"] == np.float32(np.log(1 / 0.07))
+
+
+def test_gradients_go_back_too():
+    """Parity tests map gradients by the same table."""
+    spec = small.spec("laion")
+    tree = jax.tree.map(np.ones_like, small.variables(spec))
+    state = laion_clap.to_state_dict(tree, spec)
+    assert {x.dtype for x in state.values()} == {np.dtype(np.float32)}
+    with pytest.raises(rules.ConversionError, match="no rule for this parameter"):
+        laion_clap.to_state_dict(tree | {"more": {"x": np.ones(1)}}, spec)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clap_jax.convert import rules
-from clap_jax.convert.rules import Ignore, Rule
+from clap_jax.convert.rules import Extra, Rule
 
 TABLE = [
     Rule(r"layer\.(\d+)\.(fc|proj)\.weight", "b{0}/{1}/kernel", rules.LINEAR),
@@ -19,7 +19,7 @@ TABLE = [
     Rule(r"stem\.weight", "stem/kernel", rules.CONV),
     Rule("scale", "scale"),
 ]
-IGNORED = [Ignore(r"head\..*", "not used")]
+EXTRAS = [Extra(r"head\..*", "not used")]
 
 
 @pytest.fixture
@@ -57,7 +57,9 @@ def target():
 
 
 def test_round_trip(source, target):
-    filled = rules.apply(TABLE, IGNORED, source, target)
+    filled, extra = rules.apply(TABLE, EXTRAS, source, target)
+    assert list(extra) == ["head.weight"]
+    assert extra["head.weight"] is source["head.weight"]
     assert list(filled) == list(target)
     assert {path: x.shape for path, x in filled.items()} == {
         path: x.shape for path, x in target.items()
@@ -100,36 +102,41 @@ def test_conv_patches_is_the_convolution():
 
 
 def test_every_error_is_reported_at_once(source, target):
+    source["layer.0.fc.weight"] = source["layer.0.fc.weight"].astype(np.int64)
+    source["layer.12.proj.weight"] = np.zeros((3, 5), np.float32)
+    source["stem.weight"] = np.zeros((6, 1, 3, 3), np.float32)
     source["layer.0.qkv.weight"] = np.zeros((7, 4), np.float32)
     source["layer.7.fc.weight"] = np.zeros((2, 2), np.float32)
-    source["scale"] = np.zeros((), np.int64)
-    source["stem.weight"] = np.zeros((6, 1, 3, 3), np.float32)
     source["surprise"] = np.zeros(3, np.float32)
-    del source["layer.12.qkv.weight"]
+    del source["layer.12.qkv.weight"], source["scale"]
+    target["odd"] = target["scale"]
     with pytest.raises(rules.ConversionError) as caught:
-        rules.apply(TABLE, IGNORED, source, target)
-    text = str(caught.value)
-    assert len(caught.value.errors) == 8
-    for sentence in (
-        "layer.0.qkv.weight (7, 4)",
-        "layer.7.fc.weight -> b7/fc/kernel: the model has no such parameter",
-        "scale -> scale: dtype int64, the model has float32",
-        "stem.weight -> stem/kernel: shape (3, 3, 1, 6), the model has (3, 2, 1, 6)",
+        rules.apply(TABLE, EXTRAS, source, target)
+    thirds = "b{}/q/kernel, b{}/k/kernel, b{}/v/kernel"
+    assert caught.value.errors == [
+        "layer.0.fc.weight: dtype int64, expected float32",
+        "layer.12.proj.weight: shape (3, 5), expected (3, 4)",
+        "stem.weight: shape (6, 1, 3, 3), expected (6, 1, 3, 2)",
+        f"layer.0.qkv.weight: the model has no parameter {thirds.format(*[0] * 3)}",
+        "layer.7.fc.weight: the model has no parameter b7/fc/kernel",
         "surprise: no rule for this source tensor",
-        *(f"b12/{name}/kernel: nothing in the source fills it" for name in "qkv"),
-    ):
-        assert sentence in text
+        # One tensor that fills three.
+        f"layer.12.qkv.weight: missing; it fills {thirds.format(*[12] * 3)}",
+        "scale: missing; it fills scale",
+        "odd: no rule fills this parameter",
+    ]
+    assert str(caught.value).startswith("9 tensors do not fit:\n  layer.0.fc")
 
 
 def test_a_target_is_filled_once(source, target):
     table = [*TABLE, Rule(r"again", "scale")]
     source["again"] = np.zeros((), np.float32)
-    with pytest.raises(rules.ConversionError, match="filled already, from scale"):
-        rules.apply(table, IGNORED, source, target)
+    with pytest.raises(rules.ConversionError, match="again: scale is filled already"):
+        rules.apply(table, EXTRAS, source, target)
 
 
 def test_invert_reports_everything(source, target):
-    filled = rules.apply(TABLE, IGNORED, source, target)
+    filled, _ = rules.apply(TABLE, EXTRAS, source, target)
     del filled["b12/v/kernel"]
     filled["extra/kernel"] = np.zeros(2, np.float32)
     with pytest.raises(rules.ConversionError) as caught:
@@ -142,7 +149,7 @@ def test_invert_reports_everything(source, target):
 
 def test_half_precision_sources_are_cast(target):
     for dtype in (np.float16, jnp.bfloat16, np.float64):
-        filled = rules.apply(
+        filled, _ = rules.apply(
             [Rule("scale", "scale")],
             [],
             {"scale": np.asarray(1.5, dtype)},
@@ -162,6 +169,63 @@ def test_rules_are_checked_when_made():
 def test_the_first_rule_wins():
     table = [Rule(r"a\.weight", "first"), Rule(r"(\w)\.weight", "{0}/second")]
     shape = SimpleNamespace(shape=(1,), dtype=np.dtype(np.float32))
-    filled = rules.apply(table, [], {"a.weight": np.ones(1)}, {"first": shape})
+    filled, _ = rules.apply(table, [], {"a.weight": np.ones(1)}, {"first": shape})
     assert list(filled) == ["first"]
     assert list(rules.invert(table, filled)) == ["a.weight"]
+
+
+def test_what_is_filled_are_views(source, target):
+    filled, _ = rules.apply(TABLE, EXTRAS, source, target)
+    for path, key in (
+        ("b0/fc/kernel", "layer.0.fc.weight"),
+        ("b12/k/kernel", "layer.12.qkv.weight"),
+        ("stem/kernel", "stem.weight"),
+    ):
+        assert np.shares_memory(filled[path], source[key]), path
+
+
+def test_other_names_of_a_tensor():
+    """Equal copies are left to be made again, others are kept."""
+    table = [Rule(r"shared\.weight", "table")]
+    entry = Extra(r"(en|de)coder\.embed\.weight", "tied", same_as="shared.weight")
+    assert entry.names == ["encoder.embed.weight", "decoder.embed.weight"]
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    source = {
+        "shared.weight": values,
+        "encoder.embed.weight": values.copy(),
+        "decoder.embed.weight": values + 1,
+    }
+    target = {"table": SimpleNamespace(shape=(2, 3), dtype=np.dtype(np.float32))}
+    _, extra = rules.apply(table, [entry], source, target)
+    assert list(extra) == ["decoder.embed.weight"]
+    source["encoder.embed.weight"] = values.astype(np.float16)
+    _, extra = rules.apply(table, [entry], source, target)
+    assert len(extra) == 2
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])
+def test_casting_back_is_exact_or_refused(dtype):
+    values = np.array([1.5, -0.0, np.inf, np.nan], np.float32)
+    back = rules.back_cast("x", values, dtype)
+    assert back.dtype == dtype
+    np.testing.assert_array_equal(back.astype(np.float32), values)
+    if dtype is np.float64:
+        return
+    bad = np.array([1.5, 1.0001, 1e30], np.float32)
+    bad = bad[:2] if dtype is jnp.bfloat16 else bad
+    name = np.dtype(dtype).name
+    with pytest.raises(ValueError, match=f"x: . of {len(bad)} values .* {name}"):
+        rules.back_cast("x", bad, dtype)
+
+
+def test_steps_back_make_nothing_yet(source, target):
+    filled, _ = rules.apply(TABLE, EXTRAS, source, target)
+    steps = rules.steps_back(TABLE, filled)
+    assert steps["layer.12.qkv.weight"].paths == (
+        "b12/q/kernel",
+        "b12/k/kernel",
+        "b12/v/kernel",
+    )
+    made = steps["layer.12.qkv.weight"].make(filled)
+    assert made.flags.c_contiguous
+    np.testing.assert_array_equal(made, source["layer.12.qkv.weight"])

@@ -35,6 +35,7 @@ def embed(tower, variables, texts):
         ("post", "pooler", "roberta"),
         ("post", "mean", "bert"),
         ("pre", "mean", "roberta"),
+        ("post", "first", "bert"),
     ],
 )
 def test_padding_is_inert(texts, norm, pool, positions):
@@ -75,6 +76,9 @@ def test_pooler_reads_the_first_token_and_mean_the_visible_ones(texts):
     assert aux["hidden"].shape == (3, 7, 8)
     np.testing.assert_allclose(z[2], aux["hidden"][2, :2].mean(0), atol=1e-5)
     assert "pooler" not in variables["params"]
+    np.testing.assert_array_equal(
+        embed(make(pool="first"), variables, texts), aux["hidden"][:, 0]
+    )
     tower = make()
     variables = fill(tower, texts, std=1.0)
     (z, aux), _ = jax.jit(tower.apply)(variables, texts)

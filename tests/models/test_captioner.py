@@ -1,0 +1,114 @@
+"""Captioners as data, and a small one that writes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clap_jax.audio.mel import FRONTENDS
+from clap_jax.models import captioner
+from clap_jax.models.captioner import CaptionerSpec
+from clap_jax.models.spec import TowerSpec
+
+SMALL = CaptionerSpec(
+    name="small",
+    frontend=FRONTENDS["small_16k"],
+    audio=TowerSpec("convnet", {"widths": (8, 8)}),
+    head="msclap",
+    embed_dim=6,
+    mapper={"width": 8, "length": 3, "clip_length": 2, "depth": 1, "heads": 2},
+    decoder=TowerSpec("gpt2", {"width": 8, "depth": 2, "heads": 2, "mlp": 16}),
+    tokenizer="",
+    vocab_size=30,
+)
+
+
+def test_json_both_ways():
+    for spec in (SMALL, captioner.SPECS["clapcap"]):
+        assert CaptionerSpec.from_json(spec.to_json()) == spec
+    assert captioner.SPECS["clapcap"].mapper["length"] == 40
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"captioner": "cross"}, "unknown captioner 'cross'"),
+        ({"decoder": TowerSpec("bert")}, "unknown decoder of a captioner 'bert'"),
+        ({"audio": TowerSpec("gpt2")}, "unknown audio tower 'gpt2'"),
+        ({"head": "cubic"}, "unknown head 'cubic'"),
+        ({"embed_dim": 0}, "embed_dim must be a positive integer, got 0"),
+        ({"mapper": {"width": 16}}, "mapper's width is 16, the decoder's 8"),
+        ({"mapper": {"size": 16}}, "unknown option of a mapper 'size'"),
+    ],
+)
+def test_bad_specs(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        dataclasses.replace(SMALL, **changes)
+
+
+def test_bad_json():
+    text = SMALL.to_json().replace('"vocab_size"', '"vocabulary"')
+    with pytest.raises(ValueError, match="'vocabulary'.*needs the key 'vocab_size'"):
+        CaptionerSpec.from_json(text)
+    with pytest.raises(ValueError, match="unknown dtype 'float16'"):
+        captioner.build(SMALL, dtype="float16")
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A captioner, its variables (large enough to differ) and two clips' prefixes."""
+    model = captioner.build(SMALL)
+    variables = model.init(jax.random.key(0))
+    variables["params"] = jax.tree.map(lambda x: 3 * x, variables["params"])
+    mel = np.random.default_rng(0).normal(-30, 14, (2, 128, 64)).astype(np.float32)
+    return model, variables, jax.jit(model.prefix)(variables, mel)
+
+
+def test_shapes(small):
+    model, variables, prefix = small
+    names = {"audio", "audio_projection", "mapper", "decoder"}
+    assert set(variables["params"]) == names and set(variables["state"]) == {"audio"}
+    assert prefix.shape == (2, 6)
+    np.testing.assert_allclose(np.linalg.norm(prefix, axis=1), 1, atol=1e-5)
+    assert model.prefix_embeddings(variables, prefix).shape == (2, 3, 8)
+    assert "bias" not in variables["params"]["mapper"]["block0"]["attention"]["query"]
+
+
+def test_greedy_takes_the_likeliest_token_each_time(small):
+    model, variables, prefix = small
+    greedy = jax.jit(model.greedy, static_argnums=2)
+    ids = np.asarray(greedy(variables, prefix, 6))
+    logits = jax.jit(model.logits)
+    scores = np.asarray(logits(variables, prefix, ids))
+    assert scores.shape == (2, 3 + 6, 30)
+    # Position P - 1 + i is followed by token i.
+    np.testing.assert_array_equal(scores[:, 2:-1].argmax(-1), ids)
+    assert len(np.unique(ids)) > 1
+    # The caption is about the sound.
+    assert np.abs(logits(variables, -prefix, ids) - scores).max() > 1e-3
+
+
+def test_a_caption_of_one_token(small):
+    model, variables, prefix = small
+    ids = jax.jit(model.greedy, static_argnums=2)(variables, prefix, 1)
+    assert ids.shape == (2, 1) and ids.dtype == jnp.int32
+
+
+def test_too_long_captions(small):
+    model, variables, prefix = small
+    with pytest.raises(ValueError, match="a cache of 1025 positions"):
+        model.greedy(variables, prefix, 1023)
+
+
+def test_bfloat16(small):
+    model, variables, prefix = small
+    half = captioner.build(SMALL, dtype="bfloat16")
+    ids = jnp.array([[3, 4, 5], [6, 7, 8]])
+    want = jax.jit(model.logits)(variables, prefix, ids)
+    got = jax.jit(half.logits)(variables, prefix, ids)
+    assert got.dtype == jnp.float32
+    assert 0 < np.abs(got - want).max() < 0.1 * np.abs(want).max()
+    written = jax.jit(half.greedy, static_argnums=2)(variables, prefix, 4)
+    assert written.shape == (2, 4)
