@@ -1,16 +1,22 @@
 """Contrastive language-audio pretraining in JAX: train, evaluate, convert, use."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Clap", "load"]
+__all__ = ["Clap", "convert", "dropin", "embed", "export", "load"]
+
+_MODULES = ("convert", "dropin", "embed", "export")
 
 if TYPE_CHECKING:
+    from clap_jax import convert, dropin, embed, export
     from clap_jax.api import Clap, load
 
 
 def __getattr__(name: str) -> Any:
-    """`clap_jax.load` and `clap_jax.Clap`, imported at first use (jax is slow to)."""
+    """Everything in `__all__`, imported at first use (jax is slow to)."""
+    if name in _MODULES:
+        return importlib.import_module(f"clap_jax.{name}")
     if name in __all__:
         from clap_jax import api
 

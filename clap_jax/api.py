@@ -5,82 +5,126 @@ clap = clap_jax.load("runs/quickstart")
 clap.classify(["dog.wav"], ["a dog barking", "rain falling"])
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
-from clap_jax import checkpoint, sharding
-from clap_jax import config as config_lib
-from clap_jax.audio import crop, io
+from clap_jax import checkpoint, convert, hub, sharding
+from clap_jax import export as export_lib
+from clap_jax.embed import Embedded, read_ahead
+from clap_jax.embed.ahead import BUDGET_BYTES
 from clap_jax.evals import class_embeddings
-from clap_jax.evals.encode import ModelEncoder
+from clap_jax.evals.encode import Heard, ModelEncoder
 from clap_jax.models import zoo
 from clap_jax.text import tokenize
+from clap_jax.text.late import LateTokenizer
 
 # A path, the bytes of a file, or samples with their rate.
 Audio = str | Path | bytes | tuple[np.ndarray, float]
 
-# Decoded clips held at a time: 16 clips of three minutes at 48 kHz are half a GiB.
-CLIPS_AT_A_TIME = 16
+# A clip, and what the model hears of it or why it cannot be had.
+Read = tuple[Audio, Heard | None, Exception | None]
 
 
-def load(path: str | Path, *, batch_size: int = 16) -> "Clap":
-    """Load a model.
+def load(
+    path: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    batch_size: int = 16,
+) -> "Clap":
+    """Load a model, ours or anybody's.
 
     Args:
-        path: a workdir, one `checkpoints/<step>` of it, or a folder made by
-            `Clap.save`.
+        path: one of
+            * a workdir, one `checkpoints/<step>` of it, or a folder of `Clap.save`;
+            * a folder of Hugging Face's `ClapModel`;
+            * a file of LAION-CLAP (.pt), MS-CLAP or BLAT (.pth), or whatever else
+              `clap_jax.convert` recognises (PyTorch's files need the extra `torch`);
+            * the hub id of one of these: "owner/name" or "owner/name/file.pt". The
+              local cache comes first.
+        tokenizer: a folder of tokenizer files, or a hub id, for a checkpoint without
+            them. Without it, the tokenizer that the model was made with is fetched from
+            the hub (or its cache) at the first text; sounds do without.
         batch_size: rows that are encoded at a time.
 
     Raises:
-        checkpoint.CheckpointError: `path` holds no model.
+        checkpoint.CheckpointError: `path` holds no model, or one tower alone.
+        hub.HubError: `path` looks like a hub id, but cannot be had.
+        ValueError: what lies there is damaged, or of no known layout.
     """
-    folder = Path(path)
-    if not folder.is_dir():
+    found = hub.find(path)
+    if not found.exists():
         raise checkpoint.CheckpointError(
-            f"{folder} is not a folder: expected a workdir, a step of its checkpoints, "
-            "or a saved model"
+            f"{path} does not exist: expected a workdir, a saved model, a checkpoint "
+            "of another system, or the hub id of one"
         )
-    variables = checkpoint.load_variables(folder)
-    home = checkpoint.find_home(folder)
-    spec = zoo.read_spec(home / "spec.json")
-    tokenizer = tokenize.load(str(home / "tokenizer"), spec.text_length)
-    return Clap(spec, variables, tokenizer, batch_size=batch_size)
+    converted = convert.load(found)
+    spec = converted.spec
+    if not isinstance(spec, zoo.Spec):
+        raise checkpoint.CheckpointError(
+            f"{path} holds {spec.name} and no pair of towers that share a space: only "
+            "such a pair can be loaded (one tower is what training starts from, with "
+            "--config.init_from)"
+        )
+    for note in converted.notes:
+        logging.info("%s: %s", path, note)
+    where = tokenizer or converted.tokenizer or spec.tokenizer
+    return Clap(
+        spec,
+        converted.variables,
+        LateTokenizer(functools.partial(_load_tokenizer, str(where), spec)),
+        batch_size=batch_size,
+        extra=converted.extra,
+        origin=converted.origin,
+    )
 
 
 class Clap:
-    """A language-audio model ready to use. Everything it returns is deterministic."""
+    """A language-audio model ready to use. Everything it returns is deterministic.
+
+    spec: what the model is. variables: its weights, as numpy arrays. tokenizer: of its
+    texts. extra, origin: tensors of the checkpoint that it came from which the model
+    itself does not use, and what that checkpoint was, for writing it back.
+    """
 
     def __init__(
         self,
         spec: zoo.Spec,
         variables: dict[str, Any],
-        tokenizer: tokenize.Tokenizer,
+        tokenizer: tokenize.Tokenizer | LateTokenizer,
         *,
         batch_size: int = 16,
+        extra: Mapping[str, np.ndarray] | None = None,
+        origin: convert.Origin | None = None,
     ):
         self.spec, self.variables, self.tokenizer = spec, variables, tokenizer
-        dual = zoo.build(spec)
+        self.extra, self.origin = dict(extra or {}), origin
+        self._batch_size = batch_size
+        self._dual = zoo.build(spec)
         self._encoder = ModelEncoder(
             spec,
-            dual,
+            self._dual,
             tokenizer,
             # One device: a call holds a few clips, not a global batch.
             mesh=sharding.make_mesh(devices=jax.local_devices()[:1]),
             batch_size=batch_size,
-        ).using(_checked(variables, dual, spec))
+        ).using(_checked(variables, self._dual, spec))
 
     def embed_audio(self, audio: Audio | Sequence[Audio]) -> np.ndarray:
         """Embed sounds of any length, rate and channel count.
 
         A clip longer than the model's window is cut into windows side by side (the
         last one filled up); their vectors are averaged by the seconds that they
-        cover, and normalised.
+        cover, and normalised. A fused model hears any clip at once, as one window of
+        the whole and three of its parts, and BLAT hears it whole, up to five minutes.
 
         Args:
             audio: paths, encoded bytes and `(samples, rate_hz)`, mixed; or one of
@@ -93,12 +137,14 @@ class Clap:
         Raises:
             audio.io.AudioError: a clip cannot be read; names it and says why.
         """
-        clips = _as_list(audio)
-        rows = [
-            self._embed(clips[start : start + CLIPS_AT_A_TIME])
-            for start in range(0, len(clips), CLIPS_AT_A_TIME)
-        ]
-        return np.concatenate([np.zeros((0, self.spec.embed_dim), np.float32), *rows])
+        rows = [np.zeros((0, self.spec.embed_dim), np.float32)]
+        with contextlib.closing(self._read(_as_list(audio), 4, 0)) as groups:
+            for group in groups:
+                for _, _, error in group:
+                    if error is not None:
+                        raise error
+                rows.append(self._encode([part for _, part, _ in group]))
+        return np.concatenate(rows)
 
     def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
         """Embed texts: float32 [n, E], L2-normalised."""
@@ -111,7 +157,11 @@ class Clap:
         self, audio: Audio | Sequence[Audio], texts: str | Sequence[str]
     ) -> np.ndarray:
         """The model's scaled score of every sound and text, float32 [n, m]."""
-        return self._encoder.score(self.embed_audio(audio), self.embed_text(texts))
+        return self.score(self.embed_audio(audio), self.embed_text(texts))
+
+    def score(self, za: np.ndarray, zt: np.ndarray) -> np.ndarray:
+        """The model's scaled score of embeddings [n, E] and [m, E], float32 [n, m]."""
+        return self._encoder.score(za, zt)
 
     def classify(
         self,
@@ -126,41 +176,174 @@ class Clap:
             template: a text with one `{}`, several, or the name of a set in
                 `text.prompts.TEMPLATES`; embeddings are averaged over them.
         """
-        classes = class_embeddings(self._encoder, labels, template)
-        scores = self._encoder.score(self.embed_audio(audio), classes)
-        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+        classes = self.embed_labels(labels, template)
+        return self.probabilities(self.embed_audio(audio), classes)
+
+    def embed_labels(
+        self,
+        labels: Sequence[str],
+        template: str | Sequence[str] = "This is a sound of {}.",
+    ) -> np.ndarray:
+        """Classes as vectors, float32 [C, E]; arguments as `classify` takes them."""
+        return class_embeddings(self._encoder, labels, template)
+
+    def probabilities(self, za: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Softmax of the scores of [n, E] and [C, E]: float32 [n, C]."""
+        scores = self.score(za, classes)
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True, initial=-np.inf))
         return scores / scores.sum(axis=1, keepdims=True)
 
+    def stream(
+        self, audio: Iterable[Audio], *, threads: int = 4, every: int = 0
+    ) -> Iterator[Embedded]:
+        """Embed any number of sounds, in bounded memory; a bad one does not stop it.
+
+        Sounds are decoded in threads while others are encoded. Vectors are those of
+        `embed_audio`.
+
+        Args:
+            threads: sounds decoded at a time.
+            every: sounds that are encoded together are counted anew after so many, so
+                that a stream which begins there has the same bits; 0: never.
+
+        Yields:
+            For every sound, in order, an `Embedded` with its vector and its seconds, or
+            with the reason why there is none.
+        """
+        for group in self._read(audio, threads, every):
+            parts = [part for _, part, error in group if error is None]
+            vectors = iter(self._encode(parts) if parts else ())
+            for clip, part, error in group:
+                if error is not None:
+                    why = str(error).removeprefix(f"{clip}: ")
+                    yield Embedded(clip, None, error=why)
+                    continue
+                vector, seconds = next(vectors), float(part.seconds.sum())
+                if np.isfinite(vector).all():
+                    yield Embedded(clip, vector, seconds)
+                else:
+                    yield Embedded(clip, None, error="its embedding is not finite")
+
+    def digest(self) -> str:
+        """Short hex of spec and weights: other weights, another digest."""
+        digest = hashlib.blake2b(self.spec.to_json().encode(), digest_size=8)
+        for path, leaf in sorted(sharding.flatten(self.variables).items()):
+            digest.update(path.encode())
+            digest.update(np.asarray(leaf, order="C").reshape(-1).view(np.uint8))
+        return digest.hexdigest()
+
+    def export(
+        self,
+        folder: str | Path,
+        *,
+        batch_size: int = 8,
+        platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    ) -> None:
+        """Write both towers as StableHLO, for `clap_jax.export.load_export`.
+
+        What is written, and what the functions take, stands there.
+        """
+        folder, tokenizer = Path(folder), self._tokenizer()
+        export_lib.write(
+            folder,
+            self.spec,
+            self.variables,
+            batch_size=batch_size,
+            platforms=platforms,
+        )
+        if tokenizer is not None:
+            tokenizer.save(folder / "tokenizer")
+
     def save(self, folder: str | Path) -> None:
-        """Write `spec.json`, `model.safetensors` and `tokenizer/`, for `load`."""
-        folder = Path(folder)
-        checkpoint.save_export(folder, self.variables)
-        self.tokenizer.save(folder / "tokenizer")
-        config_lib.write_text(folder / "spec.json", self.spec.to_json())
+        """Write a folder for `load`: `spec.json`, `model.safetensors`, `tokenizer/`.
 
-    def _embed(self, clips: list[Audio]) -> np.ndarray:
-        """Decode in threads, encode all windows together, average each clip's."""
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            parts = list(pool.map(self._windows, range(len(clips)), clips))
-        vectors = self._encoder.waves(np.concatenate([waves for waves, _ in parts]))
-        ends = np.cumsum([len(waves) for waves, _ in parts])
-        rows = []
-        for vector, (_, seconds) in zip(np.split(vectors, ends[:-1]), parts):
-            mean = (vector * (seconds / seconds.sum())[:, None]).sum(axis=0)
-            rows.append(vector[0] if len(vector) == 1 else mean / np.linalg.norm(mean))
-        return np.stack(rows).astype(np.float32)
+        And, for a model that came from another system's checkpoint, what of that one
+        the model does not use (`extra.safetensors`, `origin.json`), so that it can be
+        written back whole. The tokenizer is left out when it cannot be had now. A model
+        that lies there is replaced.
 
-    def _windows(self, position: int, clip: Audio) -> tuple[np.ndarray, np.ndarray]:
-        """A clip as windows float32 [n, T] and the seconds that each covers [n]."""
-        frontend = self.spec.frontend
+        Raises:
+            ValueError: the folder holds other things than a model.
+        """
+        folder, tokenizer = Path(folder), self._tokenizer()
+        model = convert.Converted(self.spec, self.variables, self.extra, self.origin)
+        convert.write(model, folder, overwrite=True)
+        if tokenizer is not None:
+            tokenizer.save(folder / "tokenizer")
+
+    def _tokenizer(self) -> tokenize.Tokenizer | None:
+        """The tokenizer, loaded by now; None when it cannot be had."""
+        if not isinstance(self.tokenizer, LateTokenizer):
+            return self.tokenizer
+        try:
+            return self.tokenizer.found
+        except ValueError as error:
+            logging.warning("saved without a tokenizer: %s", error)
+            return None
+
+    def _read(
+        self, audio: Iterable[Audio], threads: int, every: int
+    ) -> Iterator[list[Read]]:
+        """Clips in order, decoded ahead, in groups to encode together.
+
+        A group has windows for a batch, fewer where they fill the memory, at the end,
+        and after `every` clips.
+        """
+        read = read_ahead(
+            lambda item: self._windows(*item),
+            enumerate(audio),
+            threads=threads,
+            ahead=2 * self._batch_size + threads,
+            size=_bytes,
+        )
+        group: list[Read] = []
+        windows = held_bytes = 0
+        for (position, clip), part, error in read:
+            group.append((clip, part, error))
+            if part is not None:
+                windows += len(part.seconds)
+                held_bytes += _bytes(part)
+            is_full = windows >= self._batch_size or held_bytes >= BUDGET_BYTES
+            if is_full or (every and (position + 1) % every == 0):
+                yield group
+                group, windows, held_bytes = [], 0, 0
+        if group:
+            yield group
+
+    def _encode(self, parts: list[Heard]) -> np.ndarray:
+        """What `_windows` made of each clip to float32 [n, E].
+
+        All windows are encoded together, and each clip's are averaged.
+        """
+        return self._encoder.clips(parts)
+
+    def _windows(self, position: int, clip: Audio) -> Heard:
+        """A clip as the model takes it: windows and the seconds that each covers."""
         name = "" if isinstance(clip, str | Path) else f"clip {position}"
         if isinstance(clip, tuple):
             clip = (np.asarray(clip[0]), clip[1])
-        wave = io.load(clip, frontend.rate_hz, name=name)
-        if frontend.int16_trip:
-            wave = io.quantise(wave)
-        samples = frontend.clip_samples
-        return crop.windows(wave, samples, samples, frontend.fill)
+        return self._encoder.hear(clip, name)
+
+
+def _bytes(part: Heard) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(part))
+
+
+def _load_tokenizer(where: str, spec: zoo.Spec) -> tokenize.Tokenizer:
+    """The tokenizer of a model, checked against its embedding table."""
+    advice = "pass tokenizer=FOLDER to clap_jax.load, a folder with tokenizer.json"
+    if not where:
+        raise ValueError(f"{spec.name} came without a tokenizer: {advice}")
+    try:
+        found = tokenize.load(where, spec.text_length, spec.tokenizer_style)
+    except ValueError as error:
+        raise ValueError(f"{spec.name} needs a tokenizer: {advice}. {error}") from error
+    if found.vocab_size > spec.vocab_size:
+        raise ValueError(
+            f"the tokenizer {where} has {found.vocab_size} entries, but {spec.name} "
+            f"was made for {spec.vocab_size}: {advice}"
+        )
+    return found
 
 
 def _as_list(audio: Audio | Sequence[Audio]) -> list[Audio]:

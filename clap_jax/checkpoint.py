@@ -12,8 +12,11 @@ An export is a folder with `spec.json`, `model.safetensors` and the tokenizer.
 
 import contextlib
 import errno
+import json
+import math
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,23 @@ from grain.checkpoint import CheckpointRestore, CheckpointSave
 from clap_jax import sharding
 
 WEIGHTS_FILE = "model.safetensors"
+
+# The format's names of numpy's dtypes.
+_SAFETENSORS_DTYPES = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "uint16": "U16",
+    "int16": "I16",
+    "uint32": "U32",
+    "int32": "I32",
+    "uint64": "U64",
+    "int64": "I64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+}
 
 
 class CheckpointError(RuntimeError):
@@ -213,17 +233,47 @@ def restore_numpy(folder: Path) -> Any:
 
 def save_export(folder: Path, variables: dict[str, Any]) -> None:
     """Write variables as safetensors, keys being the `/`-joined parameter paths."""
-    from safetensors.numpy import save_file
-
-    flat: dict[str, np.ndarray] = {}
-    sharding.map_with_path(
-        lambda path, leaf: flat.__setitem__(path, np.asarray(leaf, order="C")),
-        variables,
-    )
+    flat: dict[str, Any] = {}
+    sharding.map_with_path(flat.__setitem__, variables)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{WEIGHTS_FILE}.tmp"
-    save_file(flat, temporary, metadata={"format": "clap_jax"})
-    temporary.replace(folder / WEIGHTS_FILE)
+    write_safetensors(folder / WEIGHTS_FILE, flat, {"format": "clap_jax"})
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file, one tensor in memory at a time, whole or not at all.
+
+    tensors: key -> anything with `shape` and `dtype` that `np.asarray` takes. The
+    library's own `save_file` first copies all of them. Format: 8 bytes, the length of
+    the header; the header, JSON; the values of each tensor, little-endian, C order.
+    """
+    # Wide values first, so that every tensor starts at a multiple of its width.
+    tensors = dict(
+        sorted(tensors.items(), key=lambda item: -np.dtype(item[1].dtype).itemsize)
+    )
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for key, tensor in tensors.items():
+        dtype = np.dtype(tensor.dtype)
+        start, end = end, end + math.prod(tensor.shape) * dtype.itemsize
+        header[key] = {
+            "dtype": _SAFETENSORS_DTYPES[dtype.name],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for tensor in tensors.values():
+                values = np.asarray(tensor, order="C")
+                file.write(values.reshape(-1).view(np.uint8).data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_export(folder: Path) -> dict[str, Any]:

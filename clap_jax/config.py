@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 class ConfigError(ValueError):
@@ -28,13 +28,20 @@ def default() -> ConfigDict:
     config = ConfigDict()
 
     # --- what is trained -------------------------------------------------------
-    # A row of `clap_jax.models.zoo.SPECS`.
+    # A row of `clap_jax.models.zoo.SPECS`, or "init_from": the very model of the
+    # checkpoint that `init_from` names, its front end and every option included.
     config.model = "small_transformer"
     # Changes to that row, e.g. {"audio": {"options": {"dropout": 0.1}}}.
     config.model_overrides = ConfigDict()
-    # A workdir, Orbax step or saved model whose weights training starts from.
-    config.init_from = ""
+    # What training starts from; "" = fresh weights. A path, a hub id (owner/name,
+    # owner/name/file.pt), or several of them, filled in one after another, e.g.
+    # ("htsat_audioset.ckpt", "FacebookAI/roberta-base"). Each is a workdir, a step, a
+    # saved model, a checkpoint of another system, or one tower alone (ours with
+    # tower.json, or as published), which fills its own side. The first that brings a
+    # tokenizer gives it to the run.
+    config.init_from = FieldReference("", field_type=object)
     # Regex over parameter paths: which weights `init_from` fills (the rest is fresh).
+    # What matches and is not there, or has another shape, is an error.
     config.init_pattern = ".*"
     # Compute dtype of the towers: float32 | bfloat16. Parameters, norms, losses and
     # mels are always float32.
@@ -102,8 +109,8 @@ def default() -> ConfigDict:
     # Named sources: {"kind": manifest | array_record | synthetic, "name": ...,
     # "weight": share of the mixture (0: in proportion to size), options of the kind}.
     config.data.sources = ()
-    # Where log-mels are computed: host (workers; needed by fusion) | device (the bus
-    # carries int16 waves) | auto (device).
+    # Where log-mels are computed: host (workers) | device (the bus carries int16 waves) |
+    # auto: device, but host for models that need the mel of the whole clip (fusion, BLAT).
     config.data.mel = "auto"
     # RAM for decoded clips, per process; 0 = off. For corpora that fit, decoding is
     # then paid once.
@@ -126,7 +133,8 @@ def default() -> ConfigDict:
 
     # --- evaluation ------------------------------------------------------------
     # name -> {"kind": retrieval | zeroshot, "source": {...}, "every_steps": 0 (only at
-    # the end), "batch_size": ..., options of the kind}
+    # the end), "batch_size": ..., "crop_seed": random crops of longer clips, as some
+    # references take them, in place of the middle; options of the kind}
     config.evals = ConfigDict()
 
     # --- checkpoints and logs --------------------------------------------------

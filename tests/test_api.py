@@ -156,31 +156,86 @@ def test_a_bad_clip_is_named(clap, files, tmp_path):
         clap.embed_audio([files[0], (np.full(1000, np.nan), 16_000)])
 
 
+def test_a_bad_array_is_named_by_its_place(clap):
+    clips = [(np.ones(800), 16_000)] * 40
+    clips[33] = (np.full(1000, np.nan), 16_000)
+    with pytest.raises(io.AudioError, match="clip 33"):
+        clap.embed_audio(clips)
+
+
+@pytest.mark.parametrize("every", [0, 4])
+def test_a_stream_goes_on_after_a_bad_clip(clap, files, tmp_path, every):
+    broken = tmp_path / "notes.wav"
+    broken.write_text("not a sound")
+    clips = [*files[:3], broken, *files[3:]]
+    rows = list(clap.stream(iter(clips), threads=2, every=every))
+    assert [row.item for row in rows] == clips
+    (bad,) = [row for row in rows if row.vector is None]
+    assert bad.item == broken
+    assert bad.error.startswith("not decodable")
+    good = [row for row in rows if row.vector is not None]
+    vectors = np.stack([row.vector for row in good])
+    assert np.abs(vectors - clap.embed_audio(files)).max() < 1e-6
+    assert not any(row.error for row in good)
+    seconds = [row.seconds for row in good]
+    np.testing.assert_allclose(seconds[:5], [0.1, 2.56, 10, 180, 3], rtol=1e-3)
+
+
+def test_a_stream_that_begins_at_a_boundary_has_the_same_bits(clap, files):
+    """What makes a restarted embedding job end with the same file."""
+    clips = [*files, *files[::-1], *files]
+    whole = [row.vector for row in clap.stream(clips, every=6)]
+    rest = [row.vector for row in clap.stream(clips[6:], every=6)]
+    np.testing.assert_array_equal(whole[6:], rest)
+
+
+def test_the_digest_is_of_the_weights(workdir, clap, tmp_path):
+    digest = clap.digest()
+    assert clap_jax.load(workdir).digest() == digest
+    clap.save(tmp_path / "model")
+    other = clap_jax.load(tmp_path / "model")
+    assert other.digest() == digest
+    scale = other.variables["params"]["logit_scale_a"] + np.float32(1e-6)
+    other.variables["params"]["logit_scale_a"] = scale
+    assert other.digest() != digest
+
+
+def test_modules_are_there_at_first_use():
+    assert clap_jax.embed.read
+    assert clap_jax.export.load_export
+    assert clap_jax.dropin.CLAP_Module
+    assert clap_jax.convert.load
+
+
 def test_an_empty_text_is_an_error(clap):
     with pytest.raises(ValueError, match="1"):
         clap.embed_text(["a dog", " "])
 
 
-@pytest.mark.parametrize("name", ["nowhere", ""])
-def test_loading_what_is_no_model(tmp_path, name):
-    with pytest.raises(checkpoint.CheckpointError, match="expected"):
-        clap_jax.load(tmp_path / name)
+def test_loading_what_is_no_model(tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match="does not exist: expected"):
+        clap_jax.load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"holds none of model\.safetensors"):
+        clap_jax.load(tmp_path)
+    (tmp_path / "notes.txt").write_text("not a model")
+    with pytest.raises(ValueError, match=r"notes\.txt is not a checkpoint"):
+        clap_jax.load(tmp_path / "notes.txt")
 
 
 def test_weights_of_another_model_are_refused(clap, tmp_path):
-    clap.save(tmp_path)
-    path = tmp_path / "spec.json"
+    clap.save(tmp_path / "model")
+    path = tmp_path / "model" / "spec.json"
     path.write_text(path.read_text().replace('"width": 96', '"width": 48'))
-    with pytest.raises(checkpoint.CheckpointError, match=r"has shape .* expected"):
-        clap_jax.load(tmp_path)
+    with pytest.raises(ValueError, match=r"shape .* expected"):
+        clap_jax.load(tmp_path / "model")
 
 
 def test_a_cut_weights_file_is_named(clap, tmp_path):
-    clap.save(tmp_path)
-    path = tmp_path / "model.safetensors"
+    clap.save(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(checkpoint.CheckpointError, match=r"model\.safetensors"):
-        clap_jax.load(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        clap_jax.load(tmp_path / "model")
 
 
 def test_unknown_attribute():

@@ -2,11 +2,15 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
+import jax
 import pytest
 
 from clap_jax import config as config_lib
+from clap_jax import sharding
+from clap_jax.models import zoo
 from clap_jax.pipeline.sources import build_source
 from clap_jax.train import loop
 
@@ -129,3 +133,56 @@ def test_manifest_config_takes_labels_before_captions(tmp_path):
     assert all("dog" in caption for caption in source.captions(0))
     table.write_text("path,caption\n0.wav,a dog\n1.wav,a cat\n")
     assert list(get_config(MANIFEST, str(table)).evals) == ["captions"]
+
+
+# --- recipes of published models ------------------------------------------------------
+
+PUBLISHED = [path for path in CONFIGS if path.stem.startswith(("laion", "ms", "blat"))]
+
+
+def shapes(config):
+    """Paths of all parameters and statistics; nothing is computed."""
+    spec = zoo.get_spec(config.model, config_lib.plain(config.model_overrides))
+    tree = jax.eval_shape(zoo.build(spec).init, jax.random.key(0))
+    return set(sharding.flatten(tree))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_a_recipe_starts_from_published_towers(path):
+    config = get_config(path, "train.csv,audio=AudioSet-map=0.467.ckpt")
+    assert config.data.sources[0]["path"] == "train.csv"
+    text = zoo.SPECS[config.model].tokenizer
+    assert config.init_from == ("AudioSet-map=0.467.ckpt", text)
+    assert "Expected" in path.read_text()
+    assert "Deviates" in path.read_text()
+    assert get_config(path, "smoke").init_from == ""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["daf_1d", "aff_1d", "iaff_1d", "daf_2d", "aff_2d", "iaff_2d", "channel_map"],
+)
+def test_only_what_joins_the_views_starts_fresh(kind):
+    """All that a model of AudioSet has comes from there."""
+    folder = CONFIGS[0].parent
+    plain = shapes(get_config(folder / "laion_htsat_roberta.py", ""))
+    fused = get_config(folder / "laion_htsat_roberta_fusion.py", f"fusion={kind}")
+    everything = shapes(fused)
+    filled = {x for x in everything if re.fullmatch(fused.init_pattern, x)}
+    grown = {"params/audio/patch/kernel"} if kind == "channel_map" else set()
+    assert filled == plain - grown
+    assert everything >= plain
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "model"),
+    [
+        ("laion_htsat_roberta", "size=large", "laion_htsat_large_roberta"),
+        ("laion_htsat_roberta_fusion", "size=base", "laion_htsat_base_fusion_roberta"),
+        ("laion_pann_bert", "audio_model=pann6", "laion_pann6_bert"),
+    ],
+)
+def test_variants_of_recipes(name, argument, model):
+    path = CONFIGS[0].with_name(f"{name}.py")
+    assert get_config(path, argument).model == model
+    assert shapes(get_config(path, argument))

@@ -9,12 +9,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "clap_jax"
 
 # A module imports only from rows above its own, and from its own package.
 ROWS = [
-    {"config", "sharding", "checkpoint", "metrics", "writer"},
+    {"config", "sharding", "checkpoint", "metrics", "writer", "hub"},
     {"audio", "text"},
     {"models", "losses", "pipeline"},
     {"evals", "convert"},
-    {"train"},
-    {"main", "cli", "api", "demo"},
+    {"train", "embed", "export"},
+    {"api"},
+    {"main", "cli", "dropin", "demo"},
 ]
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}
 

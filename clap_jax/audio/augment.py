@@ -2,6 +2,12 @@
 
 Every function is pure, takes a key, draws for each example by itself and keeps the shape,
 so that all of it lives inside the compiled training step. Mels are in dB.
+
+Mels may be [B, V, N, F], views of one clip: they all get what the example drew, so that
+equal views stay equal. A shift or a stretch is then one of each window, not of the clip
+behind them; that the global view is faster does not matter for what is heard. Where
+`frames` [B] says how many frames are of the clip, time is shifted and stretched within
+these, and the padding behind them stays as it is.
 """
 
 import dataclasses
@@ -15,7 +21,8 @@ from clap_jax.audio import frontend
 
 Key = PRNGKeyArray
 Number = float | int
-Mel = Float[Array, "B N F"]
+Mel = Float[Array, "B *views N F"]
+Frames = Int[Array, " B"] | None
 
 MAX_MIXUP_GAIN = 1e4
 """Power gain or loss (40 dB) of a partner in mixup at most: silence is not a sound."""
@@ -26,6 +33,14 @@ class Mix(NamedTuple):
 
     lam: Float[Array, " B"]
     partner: Int[Array, " B"]
+
+    def either(self, flags: Bool[Array, " B"]) -> Bool[Array, " B"]:
+        """Whether one of the two is: a mixture is longer than the window if one is."""
+        return flags | flags[self.partner]
+
+    def longest(self, frames: Int[Array, " B"]) -> Int[Array, " B"]:
+        """The larger number of the two: a mixture ends when both have ended."""
+        return jnp.maximum(frames, frames[self.partner])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,25 +77,30 @@ class Augment:
 
 
 def augment(
-    key: Key, mel: Mel, config: Augment, fill_db: Number = frontend.FLOOR_DB
+    key: Key,
+    mel: Mel,
+    config: Augment,
+    fill_db: Number = frontend.FLOOR_DB,
+    frames: Frames = None,
 ) -> tuple[Mel, Mix | None]:
     """All augmentations that `config` turns on, in a fixed order.
 
-    mel: [B, N, F] in dB; fill_db: the mel of silence.
+    mel: [B, N, F] or [B, V, N, F] in dB; fill_db: the mel of silence; frames: int32 [B],
+    see above, all when None.
     Returns the mel and, when mixup is on, who was mixed with whom.
     """
     keys = jax.random.split(key, 6)
     mix = None
     if config.time_stretch:
-        mel = time_stretch(keys[0], mel, config.time_stretch, fill_db)
+        mel = time_stretch(keys[0], mel, config.time_stretch, fill_db, frames)
     if config.time_shift:
-        mel = time_shift(keys[1], mel, config.time_shift)
+        mel = time_shift(keys[1], mel, config.time_shift, frames)
     if config.mel_shift_bins:
         mel = mel_shift(keys[2], mel, config.mel_shift_bins, fill_db)
     if config.gain_db:
         mel = gain(keys[3], mel, config.gain_db, fill_db)
     if config.mixup_alpha:
-        mel, *mixed = mixup(keys[4], mel, config.mixup_alpha)
+        mel, *mixed = mixup(keys[4], mel, config.mixup_alpha, frames)
         mix = Mix(*mixed)
     if config.time_stripes or config.mel_stripes:
         mel = spec_augment(
@@ -124,59 +144,63 @@ def gain(
     key: Key, mel: Mel, gain_db: Number, fill_db: Number = frontend.FLOOR_DB
 ) -> Mel:
     """Change loudness by U(-gain_db, gain_db); silence stays silence."""
-    change = _uniform(key, mel, gain_db)[:, None, None].astype(mel.dtype)
+    change = _per_example(_uniform(key, mel, gain_db), mel).astype(mel.dtype)
     return jnp.where(mel <= fill_db, mel, jnp.maximum(mel + change, fill_db))
 
 
-def time_shift(key: Key, mel: Mel, fraction: Number) -> Mel:
+def time_shift(key: Key, mel: Mel, fraction: Number, frames: Frames = None) -> Mel:
     """Roll along time by a uniform shift of up to `fraction` of the clip either way."""
-    frames = mel.shape[1]
-    shift = jnp.round(_uniform(key, mel, fraction) * frames).astype(jnp.int32)
-    index = (jnp.arange(frames) - shift[:, None]) % frames
-    return jnp.take_along_axis(mel, index[:, :, None], axis=1)
+    place, length = _places(mel, frames)
+    shift = jnp.round(_uniform(key, mel, fraction) * length[:, 0]).astype(jnp.int32)
+    index = jnp.where(place < length, (place - shift[:, None]) % length, place)
+    return _frames_at(mel, index)
 
 
 def time_stretch(
-    key: Key, mel: Mel, fraction: Number, fill_db: Number = frontend.FLOOR_DB
+    key: Key,
+    mel: Mel,
+    fraction: Number,
+    fill_db: Number = frontend.FLOOR_DB,
+    frames: Frames = None,
 ) -> Mel:
     """Play faster or slower by up to `fraction` around the middle of the clip.
 
     Frames are linearly interpolated; those from outside the clip are `fill_db`.
     """
-    frames = mel.shape[1]
+    place, length = _places(mel, frames)
     speed = 1 + _uniform(key, mel, fraction)[:, None]
-    middle = (frames - 1) / 2
-    position = middle + (jnp.arange(frames) - middle) * speed
-    inside = (position >= 0) & (position <= frames - 1)
-    left = jnp.clip(jnp.floor(position).astype(jnp.int32), 0, frames - 1)
-    weight = (position - left)[:, :, None].astype(mel.dtype)
-    right = jnp.minimum(left + 1, frames - 1)
-    before = jnp.take_along_axis(mel, left[:, :, None], axis=1)
-    after = jnp.take_along_axis(mel, right[:, :, None], axis=1)
+    middle = (length - 1) / 2
+    position = middle + (place - middle) * speed
+    inside = (position >= 0) & (position <= length - 1) & (place < length)
+    left = jnp.clip(jnp.floor(position).astype(jnp.int32), 0, length - 1)
+    weight = _per_frame(position - left, mel).astype(mel.dtype)
+    before = _frames_at(mel, left)
+    after = _frames_at(mel, jnp.minimum(left + 1, length - 1))
     stretched = before + weight * (after - before)
-    return jnp.where(inside[:, :, None], stretched, jnp.asarray(fill_db, mel.dtype))
+    silence = jnp.asarray(fill_db, mel.dtype)
+    return jnp.where(_per_frame(inside, mel), stretched, silence)
 
 
 def mel_shift(
     key: Key, mel: Mel, bins: int, fill_db: Number = frontend.FLOOR_DB
 ) -> Mel:
     """Move the spectrum by -bins .. bins mel bands; uncovered bands are `fill_db`."""
-    batch, _, mels = mel.shape
+    batch, mels = mel.shape[0], mel.shape[-1]
     shift = jax.random.randint(key, (batch,), -bins, bins + 1)
-    index = jnp.arange(mels) - shift[:, None]
-    inside = ((index >= 0) & (index < mels))[:, None, :]
-    index = jnp.clip(index, 0, mels - 1)[:, None, :]
-    moved = jnp.take_along_axis(mel, index, axis=2)
+    index = _per_example(jnp.arange(mels) - shift[:, None], mel)
+    inside = (index >= 0) & (index < mels)
+    moved = jnp.take_along_axis(mel, jnp.clip(index, 0, mels - 1), axis=-1)
     return jnp.where(inside, moved, jnp.asarray(fill_db, mel.dtype))
 
 
 def mixup(
-    key: Key, mel: Mel, alpha: Number
+    key: Key, mel: Mel, alpha: Number, frames: Frames = None
 ) -> tuple[Mel, Float[Array, " B"], Int[Array, " B"]]:
     """Mix the power of every clip with that of a random other clip of the batch.
 
     The partner is brought to the clip's own mean power first (by 40 dB at most), so that
-    lam says how much of each is heard and the loudness of the clip stays.
+    lam says how much of each is heard and the loudness of the clip stays. With views,
+    each is mixed with its counterpart, all at the levels of the first, the global one.
     Returns the mel, lam [B] ~ Beta(alpha, alpha), the weight of the clip itself, and
     partner [B], a permutation of the batch: the targets of the loss mix the same way.
     """
@@ -185,13 +209,48 @@ def mixup(
     lam = jax.random.beta(lam_key, alpha, alpha, (batch,), jnp.float32)
     partner = jax.random.permutation(partner_key, batch)
     power = 10 ** (mel.astype(jnp.float32) / 10)
-    level = power.mean(axis=(1, 2))
+    if frames is not None:
+        # Not even the floor: it would be raised with the partner, by 40 dB perhaps.
+        place, length = _places(mel, frames)
+        power = jnp.where(_per_frame(place < length, mel), power, 0)
+    level = _level(power, frames)
     match = jnp.clip(level / level[partner], 1 / MAX_MIXUP_GAIN, MAX_MIXUP_GAIN)
-    mixed = (
-        lam[:, None, None] * power + ((1 - lam) * match)[:, None, None] * power[partner]
-    )
+    own, other = _per_example(lam, mel), _per_example((1 - lam) * match, mel)
+    mixed = own * power + other * power[partner]
     mixed = 10 * jnp.log10(jnp.maximum(mixed, frontend.FLOOR_POWER))
     return mixed.astype(mel.dtype), lam, partner
+
+
+def _level(power: Mel, frames: Frames) -> Float[Array, " B"]:
+    """Mean power of each clip, of its first view."""
+    power = power if power.ndim == 3 else power[:, 0]
+    if frames is None:
+        return power.mean(axis=(1, 2))
+    place, length = _places(power, frames)
+    return power.mean(axis=(1, 2), where=(place < length)[:, :, None])
+
+
+def _places(mel: Mel, frames: Frames) -> tuple[Int[Array, " N"], Int[Array, "B 1"]]:
+    """Numbers of the frames, and how many of them are of each clip."""
+    batch, size = mel.shape[0], mel.shape[-2]
+    if frames is None:
+        frames = jnp.full(batch, size)
+    return jnp.arange(size), frames[:, None]
+
+
+def _frames_at(mel: Mel, index: Int[Array, "B N"]) -> Mel:
+    """Frame index[b, n] of each view of example b, in the place of frame n."""
+    return jnp.take_along_axis(mel, _per_frame(index, mel), axis=-2)
+
+
+def _per_frame(values: Array, mel: Mel) -> Array:
+    """[B, N] so that it broadcasts to `mel`."""
+    return jnp.expand_dims(values, (*range(1, mel.ndim - 2), mel.ndim - 1))
+
+
+def _per_example(values: Array, mel: Mel) -> Array:
+    """[B] or [B, F] so that it broadcasts to `mel`."""
+    return jnp.expand_dims(values, tuple(range(1, mel.ndim + 1 - values.ndim)))
 
 
 def _uniform(key: Key, mel: Mel, limit: Number) -> Float[Array, " B"]:

@@ -20,6 +20,10 @@ FLOOR_DB = -100.0
 INT16_SCALE = 32767.0
 """Full scale of a 16-bit wave. LAION-CLAP scales by 32767, not by 32768."""
 
+BLOCK_FRAMES = 256
+"""Frames that numpy transforms at a time: small enough for the processor's cache, and a
+long clip then takes hardly more memory than its mels."""
+
 
 def from_int16(wave: Int16[Any, "*shape"], xp: ModuleType = np) -> Float[Any, "*shape"]:
     """A 16-bit wave as float32 in [-1, 1] (`xp` is numpy or jax.numpy)."""
@@ -29,9 +33,10 @@ def from_int16(wave: Int16[Any, "*shape"], xp: ModuleType = np) -> Float[Any, "*
 def frame(wave: Any, frontend: mel.Frontend, xp: ModuleType = np) -> Any:
     """Centred frames of `wave` [..., T], reflected at its ends: [..., N, n_fft].
 
-    The padded wave is cut into chunks of one hop, and a frame is a few neighbouring
-    chunks side by side: reshapes and slices only. Gathering by index is as fast forwards,
-    but takes up to twice as long for the gradient, which is then a scatter.
+    In numpy a read-only view. In jax.numpy the padded wave is cut into chunks of one
+    hop, and a frame is a few neighbouring chunks side by side: reshapes and slices only.
+    Gathering by index is as fast forwards, but takes up to twice as long for the
+    gradient, which is then a scatter.
     """
     samples, hop = wave.shape[-1], frontend.hop_samples
     half = frontend.n_fft // 2
@@ -44,6 +49,9 @@ def frame(wave: Any, frontend: mel.Frontend, xp: ModuleType = np) -> Any:
     chunks = -(-frontend.n_fft // hop)
     batch = [(0, 0)] * (wave.ndim - 1)
     wave = xp.pad(wave, [*batch, (half, half)], mode="reflect")
+    if xp is np:
+        views = np.lib.stride_tricks.sliding_window_view(wave, frontend.n_fft, axis=-1)
+        return views[..., ::hop, :]
     total = (frames - 1 + chunks) * hop
     missing = max(0, total - wave.shape[-1])
     wave = xp.pad(wave, [*batch, (0, missing)])[..., :total]
@@ -68,27 +76,51 @@ def log_mel(
     """
     if wave.dtype == np.int16:
         wave = from_int16(wave, xp)
-    frames = frame(wave, frontend, xp) * mel.window(frontend)
-    # On float32 frames scipy's transform takes a third of the time of numpy's.
-    spectrum = scipy.fft.rfft(frames) if xp is np else xp.fft.rfft(frames)
-    # Not abs(): its gradient at zero, digital silence, is not a number.
-    power = xp.square(spectrum.real) + xp.square(spectrum.imag)
-    mels = _bands(power, frontend, xp)
+    mels = _power_by_block(wave, frontend) if xp is np else _power(wave, frontend, xp)
     return 10 * xp.log10(xp.maximum(mels, xp.float32(FLOOR_POWER)))
 
 
-def _bands(power: Any, frontend: mel.Frontend, xp: ModuleType) -> Any:
-    """Power in mel bands: [..., N, bins] to [..., N, F]."""
-    if xp is np:
-        # A sparse product: BLAS would start threads for each small matrix, which in
-        # workers fight each other and the compiled step (three to seven times slower).
-        rows = power.reshape(-1, power.shape[-1]) @ _sparse_bank(frontend)
-        return rows.reshape(*power.shape[:-1], frontend.mels)
+def _power(wave: Any, frontend: mel.Frontend, xp: ModuleType) -> Any:
+    """Power in mel bands on a device: [..., T] to [..., N, F]."""
+    frames = frame(wave, frontend, xp) * mel.window(frontend)
+    spectrum = xp.fft.rfft(frames)
+    # Not abs(): its gradient at zero, digital silence, is not a number.
+    power = xp.square(spectrum.real) + xp.square(spectrum.imag)
     # Accelerators multiply matrices in reduced precision unless told otherwise, and
     # three digits of power are not enough for a logarithm.
     return xp.matmul(power, mel.mel_bank(frontend), precision="highest")
 
 
+def _power_by_block(wave: Any, frontend: mel.Frontend) -> Float32[np.ndarray, "..."]:
+    """Power in mel bands in numpy: [..., T] to float32 [..., N, F].
+
+    Whole batches at once would take twice as long: their arrays are memory that the
+    system has to find and clear for every call.
+    """
+    bins, bank = _sparse_bank(frontend)
+    batch, frames = wave.shape[:-1], frontend.frames(wave.shape[-1])
+    mels = np.empty((*batch, frames, frontend.mels), np.float32)
+    for clip in np.ndindex(batch):
+        views = frame(wave[clip], frontend)
+        for start in range(0, frames, BLOCK_FRAMES):
+            block = views[start : start + BLOCK_FRAMES] * mel.window(frontend)
+            # On float32 scipy's transform takes a third of the time of numpy's. Frames
+            # become columns, so that the bank multiplies rows that lie in one piece.
+            spectrum = scipy.fft.rfft(block.T, axis=0)[bins]
+            power = np.square(spectrum.real)
+            power += np.square(spectrum.imag)
+            mels[clip][start : start + BLOCK_FRAMES] = (bank @ power).T
+    return mels
+
+
 @functools.lru_cache
-def _sparse_bank(frontend: mel.Frontend) -> scipy.sparse.csr_array:
-    return scipy.sparse.csr_array(mel.mel_bank(frontend))
+def _sparse_bank(frontend: mel.Frontend) -> tuple[slice, scipy.sparse.csr_array]:
+    """The bins that any filter hears, and the bank [F, bins] over them.
+
+    Sparse: BLAS would start threads for each small matrix, which in workers fight each
+    other and the compiled step (three to seven times slower).
+    """
+    bank = mel.mel_bank(frontend)
+    heard = np.flatnonzero(bank.any(axis=1))
+    bins = slice(heard[0], heard[-1] + 1)
+    return bins, scipy.sparse.csr_array(bank[bins].T)

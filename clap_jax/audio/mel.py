@@ -47,6 +47,9 @@ class Frontend:
     bank_rate_hz: the rate that the bank believes in, where that is not `rate_hz`.
     views: 1, or 4: the log-mel of the whole clip shrunk to one window ("global") and
         three windows of it (front, middle, back), as LAION-CLAP's feature fusion takes.
+    antialias: the global view is shrunk with antialias, as LAION-CLAP's package does
+        with the torchvision of today, and not as its models were trained
+        (`clap_jax.audio.views.resize`).
     whole_clip: the model takes clips of any length as they are, with their number of
         frames; `clip_seconds` is then the length of a training crop.
     bank_values, window_values: a filter bank [bins, F] and a window [n_fft] that no
@@ -66,6 +69,7 @@ class Frontend:
     int16_trip: bool = False
     bank_rate_hz: int | None = None
     views: int = 1
+    antialias: bool = False
     whole_clip: bool = False
     bank_values: str = ""
     window_values: str = ""
@@ -97,6 +101,11 @@ class Frontend:
                 f"mel range is {self.fmin_hz} to {self.fmax_hz} Hz, expected a rising "
                 f"range within 0 to {nyquist_hz} Hz"
             )
+
+    @property
+    def whole_mel(self) -> bool:
+        """Whether the mel is made of the whole clip, by the host, and not of a window."""
+        return self.views > 1 or self.whole_clip
 
     @property
     def clip_samples(self) -> int:
@@ -182,7 +191,13 @@ def mel_bank(frontend: Frontend) -> Float[np.ndarray, "bins F"]:
     what a checkpoint brought along.
     """
     if frontend.bank == "stored":
-        bank = unpack(frontend.bank_values).reshape(-1, frontend.mels)
+        bank = unpack(frontend.bank_values)
+        shape = frontend.n_fft // 2 + 1, frontend.mels
+        if bank.size != np.prod(shape):
+            raise ValueError(
+                f"bank_values holds {bank.size} numbers, expected {shape[0]} x {shape[1]}"
+            )
+        bank = bank.reshape(shape)
         bank.flags.writeable = False
         return bank
 
@@ -210,6 +225,11 @@ def window(frontend: Frontend) -> Float[np.ndarray, " n_fft"]:
     """
     if frontend.window_values:
         values = unpack(frontend.window_values)
+        if values.size != frontend.n_fft:
+            raise ValueError(
+                f"window_values holds {values.size} numbers, expected n_fft, "
+                f"which is {frontend.n_fft}"
+            )
         values.flags.writeable = False
         return values
     samples = frontend.window_samples

@@ -10,12 +10,13 @@ DESCRIPTION = """Convert language-audio models between systems, both ways.
 
 SRC is a file of LAION-CLAP (.pt), MS-CLAP or BLAT (.pth), a folder of Hugging Face's
 ClapModel, a single tower to start training from (RoBERTa, BERT, GPT-2, CLIP, BART; HTSAT
-of AudioSet, PANNs), or a model of ours: a saved one, a workdir, one of its steps. Family
-and size are found by the tensors; nothing that lies in a file is run. Every tensor is
-used, kept for the way back, or named in an error; on any error nothing is written."""
+of AudioSet, PANNs), or a model of ours: a saved one, a workdir, one of its steps; or the
+hub id of one of these (owner/name, owner/name/file.pt). Family and size are found by the
+tensors; nothing that lies in a file is run. Every tensor is used, kept for the way back,
+or named in an error; on any error nothing is written."""
 
 EPILOG = """examples:
-  python -m clap_jax.convert 630k-audioset-best.pt models/laion --tokenizer=roberta-base
+  python -m clap_jax.convert 630k-audioset-best.pt models/laion --tokenizer=FOLDER
   python -m clap_jax.convert models/laion clap-hf --to=hf
   python -m clap_jax.convert runs/mine mine.pt --to=laion
   python -m clap_jax.convert inspect CLAP_weights_2023.pth
@@ -98,10 +99,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _convert(source: str, destination: str, arguments: argparse.Namespace) -> int:
-    from clap_jax import convert
+    from clap_jax import convert, hub
 
     where, converted = convert.convert(
-        source,
+        hub.find(source),
         destination,
         arguments.to,
         dtype=arguments.dtype,
@@ -124,18 +125,20 @@ def _files(where: Path) -> list[Path]:
 def _inspect(source: str) -> int:
     from rich.console import Console
 
+    from clap_jax import hub
     from clap_jax.convert import inspect
 
-    inspect.show(inspect.inspect(source), Console(soft_wrap=True))
+    inspect.show(inspect.inspect(hub.find(source)), Console(soft_wrap=True))
     return 0
 
 
 def _compare(first: str, second: str, tokenizer: str | None) -> int:
     from rich.console import Console
 
+    from clap_jax import hub
     from clap_jax.convert import compare
 
-    found = compare.compare(first, second, tokenizer)
+    found = compare.compare(hub.find(first), hub.find(second), tokenizer)
     compare.show(found, Console(soft_wrap=True))
     return 0
 

@@ -29,7 +29,8 @@ def recognises(shapes: Shapes) -> bool:
 def spec(tensors: Mapping[str, np.ndarray]) -> tuple[zoo.Spec, list[str]]:
     """The spec that the tensors' names and shapes say, and notes on what they do not."""
     shapes = {key: np.shape(array) for key, array in tensors.items()}
-    options = sizes.bert(shapes, TEXT)[0] | {"pool": "first"}
+    options, vocab_size = sizes.bert(shapes, TEXT)
+    text = zoo.TowerSpec("bert", options | {"pool": "first"})
     frontend, notes = banks.frontend_of(
         zoo.BLAT.frontend,
         tensors.get(f"{_FRONT}mel_scale.fb"),
@@ -44,14 +45,14 @@ def spec(tensors: Mapping[str, np.ndarray]) -> tuple[zoo.Spec, list[str]]:
         ],
         1024,
     )
-    vocab_size = sizes.bert(shapes, TEXT)[1]
     audio = zoo.BLAT.audio.options | sizes.pann(shapes, AUDIO)
     found = dataclasses.replace(
         zoo.BLAT,
         frontend=frontend,
         audio=zoo.TowerSpec("pann", audio),
-        text=zoo.TowerSpec("bert", options),
+        text=text,
         embed_dim=embed_dim,
+        text_length=sizes.text_length(zoo.BLAT.text_length, text),
         vocab_size=vocab_size,
         tokenizer=zoo.BLAT.tokenizer if vocab_size == zoo.BLAT.vocab_size else "",
     )

@@ -27,8 +27,14 @@ def notes(converted: Converted) -> list[str]:
     found = [note("sounds", probe.audio_embeddings(spec, variables, release))]
     if isinstance(spec, CaptionerSpec):
         return found
-    texts = probe.text_embeddings(spec, variables, converted.tokenizer, release)
-    what = "texts" if converted.tokenizer else "texts of random tokens"
+    folder = converted.tokenizer
+    try:
+        probe.tokens(spec, folder)
+    except ValueError as error:
+        found.append(f"WARNING: the tokenizer cannot be used: {error}")
+        folder = None
+    texts = probe.text_embeddings(spec, variables, folder, release)
+    what = "texts" if folder else "texts of random tokens"
     return [*found, note(what, texts)]
 
 

@@ -39,11 +39,8 @@ _AUDIO_TABLES = {"htsat": htsat, "pann": pann}
 
 def recognises(shapes: Shapes) -> bool:
     """Whether these are both towers of a LAION-CLAP model."""
-    heads = ("audio_projection.", "text_projection.", "logit_scale_a")
-    text = (TEXT, "token_embedding.", "ln_final.")
-    return sizes.has(shapes, AUDIO) and any(
-        sizes.has(shapes, start) for start in (*heads, *text)
-    )
+    text = (TEXT, "text_projection.", "token_embedding.", "ln_final.")
+    return sizes.has(shapes, AUDIO) and any(sizes.has(shapes, x) for x in text)
 
 
 def spec(tensors: Mapping[str, np.ndarray]) -> tuple[zoo.Spec, list[str]]:
@@ -81,6 +78,7 @@ def spec(tensors: Mapping[str, np.ndarray]) -> tuple[zoo.Spec, list[str]]:
         audio=audio,
         text=zoo.TowerSpec(text.kind, base.text.options | text.options),
         embed_dim=embed_dim,
+        text_length=sizes.text_length(base.text_length, text),
         vocab_size=vocab_size,
         tokenizer=base.tokenizer if vocab_size == base.vocab_size else "",
     )

@@ -25,7 +25,7 @@ LAYOUTS: dict[str, ModuleType] = {
 START = "start"
 
 # What whole models are wrapped in; every key begins so.
-PREFIXES = ("module.", "model.")
+PREFIXES = ("module.", "_orig_mod.", "model.")
 
 # Parts of our models that a layout has no place for.
 LEFT_OUT = {"hf": "params/audio/tag/", "blat": "params/audio/tag/"}
@@ -34,7 +34,7 @@ LEFT_OUT = {"hf": "params/audio/tag/", "blat": "params/audio/tag/"}
 def strip(tensors: Mapping[str, np.ndarray]) -> tuple[str, dict[str, np.ndarray]]:
     """The prefix that every key has ("" for none) and the tensors without it.
 
-    `module.` is of DistributedDataParallel.
+    `module.` is of DistributedDataParallel, `_orig_mod.` of torch.compile.
     """
     whole = ""
     for prefix in PREFIXES:

@@ -69,11 +69,13 @@ def load(path: str | Path, tokenizer: str | Path | None = None) -> Converted:
     a config that our towers do not have; ImportError for PyTorch's files without torch.
     """
     path = Path(path)
+    if path.name == checkpoint.WEIGHTS_FILE and _is_own(path.parent):
+        path = path.parent
     if tokenizer is not None and not writing.has_tokenizer(Path(tokenizer)):
         raise files.FileError(f"{tokenizer} is not a folder with a tokenizer in it")
-    if path.is_dir() and (path / starts.TOWER_FILE).is_file():
+    if (path / starts.TOWER_FILE).is_file():
         found = _own_start(path)
-    elif path.is_dir() and (path / SPEC_FILE).is_file() or _is_step(path):
+    elif _is_own(path):
         found = _own(path)
     else:
         found = _foreign(files.read(path))
@@ -87,8 +89,11 @@ def load(path: str | Path, tokenizer: str | Path | None = None) -> Converted:
     return found
 
 
-def _is_step(path: Path) -> bool:
-    return (path / "model").is_dir() or (path / "checkpoints").is_dir()
+def _is_own(path: Path) -> bool:
+    """Whether a folder is an export, a start, a workdir, or a step of one."""
+    if any((path / name).is_file() for name in (SPEC_FILE, starts.TOWER_FILE)):
+        return True
+    return (path / "model").is_dir() and path.parent.name == "checkpoints"
 
 
 def _foreign(source: files.Source) -> Converted:

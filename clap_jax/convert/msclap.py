@@ -74,7 +74,7 @@ def spec(tensors: Mapping[str, np.ndarray]) -> tuple[zoo.Spec, list[str]]:
         audio=audio,
         text=text,
         embed_dim=embed_dim,
-        text_length=words.text_length,
+        text_length=sizes.text_length(words.text_length, text),
         tokenizer=words.tokenizer if known else "",
         tokenizer_style=words.tokenizer_style,
         vocab_size=vocab_size,

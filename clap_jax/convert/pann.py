@@ -15,7 +15,7 @@ from clap_jax import config as config_lib
 from clap_jax.audio import mel
 from clap_jax.convert import frontend as frontend_lib
 from clap_jax.convert import fusion
-from clap_jax.convert.rules import CONV, CONV1D, LINEAR, Extra, Rule, Transform
+from clap_jax.convert.rules import CONV, CONV1D, LINEAR, Extra, Rule
 
 STYLES = ("panns", "blat")
 

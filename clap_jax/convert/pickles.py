@@ -1,8 +1,9 @@
 """PyTorch's files by an unpickler that knows a few names and runs nothing else.
 
 `torch.load(weights_only=True)` does that, but understands pickles of protocol 2 only,
-and not all files are (one of LAION's music models is said to be of protocol 4). For
-those there is `Unpickler`, as strict.
+and not all files are (one of LAION's music models is said to be of protocol 4), and it
+refuses what training left beside the weights. For those there is `Unpickler`, which
+runs as little.
 """
 
 import pickle
@@ -10,11 +11,28 @@ import warnings
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
+# What training leaves beside the weights: Lightning's callbacks, a sampler's arrays.
+# Something that does nothing stands in for it.
+_LEFT_OVER = (
+    "pytorch_lightning.",
+    "lightning.",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.ndarray",
+)
+
 _SCALAR = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+
+
+class LeftOver:
+    """Stands for an object that nobody needs; it takes any arguments and state."""
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
+        return object.__new__(cls)
 
 
 class UnsafeError(pickle.UnpicklingError):
@@ -51,9 +69,9 @@ def load(path: Path, *, mapped: bool) -> Any:
             return torch.load(path, weights_only=True, **options)
         except pickle.UnpicklingError as error:
             name = _unsupported(str(error))
-            if name:
+            if name and not name.startswith(_LEFT_OVER):
                 raise UnsafeError(name) from error
-            if "Unsupported operand" not in str(error):
+            if not name and "Unsupported operand" not in str(error):
                 raise
     return torch.load(path, weights_only=False, pickle_module=_module(), **options)
 
@@ -102,12 +120,17 @@ class Unpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
+        if full.startswith(_LEFT_OVER):
+            return LeftOver
         try:
             return _known()[full]
         except KeyError:
             raise UnsafeError(full.removeprefix("builtins.")) from None
 
     def load_build(self) -> None:
+        if isinstance(self.stack[-2], LeftOver):
+            self.stack.pop()
+            return
         # Otherwise it could set any attribute of what `find_class` gave.
         if not isinstance(self.stack[-2], np.dtype | OrderedDict):
             raise UnsafeError(f"the state of a {type(self.stack[-2]).__name__}")

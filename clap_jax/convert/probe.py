@@ -80,11 +80,19 @@ def sound(frontend: Frontend) -> Sound:
 
 
 def tokens(spec: zoo.Spec, folder: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int32 [8, L] and mask bool [8, L]: `TEXTS`, or without a tokenizer in
-    `folder` random ids that the model has, between its start and end token."""
+    """Ids int32 [8, L] and mask bool [8, L] of `TEXTS`.
+
+    Without a tokenizer (`folder` is None) random ids that the model has, between its
+    start and end token. Errors: ValueError on a tokenizer that is not the model's.
+    """
     length = min(_LENGTH, spec.text_length)
     if folder is not None:
-        return tokenize.load(folder, length)(TEXTS)
+        ids, mask = tokenize.load(folder, length, spec.tokenizer_style)(TEXTS)
+        if ids.max() >= spec.vocab_size:
+            raise ValueError(
+                f"{folder} gives the token {ids.max()}; the model has {spec.vocab_size}"
+            )
+        return ids, mask
     start, end, low = _special(spec)
     rng = np.random.default_rng(0)
     ids = np.zeros((len(TEXTS), length), np.int32)

@@ -70,6 +70,8 @@ def convert(
     Returns where the result lies and what was loaded, with notes on all that was found.
     Errors: as `load` and `write`; nothing is written then.
     """
+    if to in TARGETS:
+        writing.check_destination(*_place(Path(destination), to, overwrite))
     converted = load(source, tokenizer)
     _check_target(converted, to)
     if check:
@@ -101,36 +103,40 @@ def write(
     the way; ConversionError that lists every tensor without a place, and those that are
     not exact in the dtype of the original.
     """
-    folder = Path(folder)
     _check_target(converted, to)
+    place = _place(Path(folder), to, overwrite)
     if to == "clap_jax":
-        with writing.destination(folder, overwrite, _OWN) as fresh:
+        with writing.destination(*place) as fresh:
             _write_own(converted, fresh, dtype)
-        return folder
-    name = _layout(converted.spec, to)
+        return place[0]
+    name, origin = _layout(converted.spec, to), converted.origin
     converted.notes += layouts.LAYOUTS[name].losses(converted.spec)
     makers, tied = _source_tensors(converted, name, dtype)
     if to == "hf":
-        with writing.destination(folder, overwrite, _HF) as fresh:
+        with writing.destination(*place) as fresh:
             _write_hf(converted, fresh, makers)
-        return folder
-    if folder.suffix not in files.PICKLES:
-        folder = folder / _TORCH_FILE[to]
-    origin = converted.origin
+        return place[0]
     came = origin is not None and origin.layout == name
+    beside = origin.beside if came else {}
     if prefix is None:
         prefix = origin.prefix if came else ""
-    container = _CONTAINERS[name]
-    beside = origin.beside if came else {}
-    with writing.destination(folder, overwrite, ()) as fresh:
+    with writing.destination(*place) as fresh:
         writing.write_torch(
             fresh,
             {prefix + key: make for key, make in makers.items()},
             {prefix + key: prefix + other for key, other in tied.items()},
             converted.release,
-            lambda state: container(state, beside),
+            lambda state: _CONTAINERS[name](state, beside),
         )
-    return folder
+    return place[0]
+
+
+def _place(path: Path, to: str, overwrite: bool) -> tuple[Path, bool, tuple[str, ...]]:
+    """What `writing.destination` takes: where, whether it may be replaced, what by."""
+    if to in _TORCH_FILE:
+        is_file = path.suffix in files.PICKLES
+        return path if is_file else path / _TORCH_FILE[to], overwrite, ()
+    return path, overwrite, _OWN if to == "clap_jax" else _HF
 
 
 def _check_target(converted: Converted, to: str) -> None:

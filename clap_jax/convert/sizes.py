@@ -32,6 +32,11 @@ def size(shapes: Shapes, key: str, axis: int) -> int | None:
     return shape[axis] if -len(shape) <= axis < len(shape) else None
 
 
+def rows(shapes: Shapes, key: str) -> int | None:
+    """Rows of a table of vectors; None where it is missing or no table."""
+    return shapes[key][0] if len(shapes.get(key, ())) == 2 else None
+
+
 def numbers(shapes: Shapes, pattern: str) -> set[int]:
     """The values of the one group of a regex, over all keys that begin with it."""
     found = (re.match(pattern, key) for key in shapes)
@@ -62,16 +67,16 @@ def htsat(shapes: Shapes, prefix: str) -> dict[str, Any]:
         ],
         96,
     )
-    heads, rows = [], []
+    heads, places = [], []
     for i, count in enumerate(blocks):
         tables = [
             f"{prefix}layers.{i}.blocks.{j}.attn.relative_position_bias_table"
             for j in range(count)
         ]
         heads.append(vote((size(shapes, key, 1) for key in tables), 4 * 2**i))
-        rows += [size(shapes, key, 0) for key in tables]
+        places += [rows(shapes, key) for key in tables]
     # The table has a row for each of (2 window - 1)^2 displacements.
-    window = (math.isqrt(vote(rows, 225)) + 1) // 2
+    window = (math.isqrt(vote(places, 225)) + 1) // 2
     patch = vote([size(shapes, f"{prefix}patch_embed.proj.weight", 2)], 4)
     hidden = vote([size(shapes, f"{prefix}layers.0.blocks.0.mlp.fc1.bias", 0)], 0)
     # The mask of shifted windows tells how many of them cover the image.
@@ -170,8 +175,8 @@ def bert(shapes: Shapes, prefix: str) -> tuple[dict[str, Any], int]:
         f"{embed}token_type_embeddings.weight",
         f"{embed}LayerNorm.weight",
     )
-    types = vote([size(shapes, f"{embed}token_type_embeddings.weight", 0)], 0)
-    positions = vote([size(shapes, f"{embed}position_embeddings.weight", 0)], 514)
+    types = vote([rows(shapes, f"{embed}token_type_embeddings.weight")], 0)
+    positions = vote([rows(shapes, f"{embed}position_embeddings.weight")], 514)
     roberta = types == 1 if types else positions % 8 == 2
     layer = f"{prefix}encoder.layer.0."
     options = {
@@ -186,7 +191,7 @@ def bert(shapes: Shapes, prefix: str) -> tuple[dict[str, Any], int]:
         "eps": 1e-5 if roberta else 1e-12,
     }
     usual = 50265 if roberta else 30522
-    return options, vote([size(shapes, f"{embed}word_embeddings.weight", 0)], usual)
+    return options, vote([rows(shapes, f"{embed}word_embeddings.weight")], usual)
 
 
 def gpt2(shapes: Shapes, prefix: str) -> tuple[dict[str, Any], int]:
@@ -195,13 +200,13 @@ def gpt2(shapes: Shapes, prefix: str) -> tuple[dict[str, Any], int]:
         shapes, f"{prefix}wte.weight", f"{prefix}wpe.weight", f"{prefix}ln_f.weight"
     )
     mlp = size(shapes, f"{prefix}h.0.mlp.c_fc.weight", 1)
-    vocabulary = vote([size(shapes, f"{prefix}wte.weight", 0)], 50257)
+    vocabulary = vote([rows(shapes, f"{prefix}wte.weight")], 50257)
     options = {
         "width": width,
         "depth": depth(shapes, rf"{re.escape(prefix)}h\.(\d+)\."),
         "heads": _heads(width),
         "mlp": mlp or 4 * width,
-        "position_table": vote([size(shapes, f"{prefix}wpe.weight", 0)], 1024),
+        "position_table": vote([rows(shapes, f"{prefix}wpe.weight")], 1024),
         # The last id is <|endoftext|>.
         "end_id": vocabulary - 1,
     }
@@ -239,9 +244,9 @@ def clip_text(
         "depth": depth(shapes, rf"{re.escape(layer)}(\d+)\."),
         "heads": _heads(width),
         "mlp": vote([size(shapes, mlp, 0)], 4 * width),
-        "position_table": vote([size(shapes, names["positions"], 0)], 77),
+        "position_table": vote([rows(shapes, names["positions"])], 77),
     }
-    return options, vote([size(shapes, names["tokens"], 0)], 49408)
+    return options, vote([rows(shapes, names["tokens"])], 49408)
 
 
 def bart(shapes: Shapes, prefix: str) -> tuple[dict[str, Any], int]:
@@ -253,7 +258,7 @@ def bart(shapes: Shapes, prefix: str) -> tuple[dict[str, Any], int]:
         f"{encoder}embed_positions.weight",
         f"{encoder}layernorm_embedding.weight",
     )
-    positions = size(shapes, f"{encoder}embed_positions.weight", 0)
+    positions = rows(shapes, f"{encoder}embed_positions.weight")
     options = {
         "width": width,
         "depth": depth(shapes, rf"{re.escape(encoder)}layers\.(\d+)\."),
@@ -261,11 +266,19 @@ def bart(shapes: Shapes, prefix: str) -> tuple[dict[str, Any], int]:
         "mlp": vote([size(shapes, f"{encoder}layers.0.fc1.bias", 0)], 4 * width),
         "position_table": vote([positions], 1026),
     }
-    return options, vote([size(shapes, f"{prefix}shared.weight", 0)], 50265)
+    return options, vote([rows(shapes, f"{prefix}shared.weight")], 50265)
 
 
 def _width(shapes: Shapes, *keys: str) -> int:
     return vote((size(shapes, key, -1) for key in keys), 768)
+
+
+def text_length(usual: int, text: zoo.TowerSpec) -> int:
+    """Tokens of a text: `usual`, or fewer where there are not as many positions."""
+    taken = 2 if text.kind == "bart" else 0  # BART's first two are never used
+    if text.options.get("positions") == "roberta":
+        taken = text.options["pad_id"] + 1
+    return max(min(usual, text.options["position_table"] - taken), 1)
 
 
 def heads_note(options: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from clap_jax.convert import (
     clip_text,
     gpt2,
     htsat,
+    laion_clap,
     pann,
     sizes,
     trees,
@@ -64,6 +65,7 @@ _OTHERS = {
     "clip_text": r"(vision_model\..*|(visual|text)_projection\.weight|logit_scale)",
     "bart": r"(lm_head\.weight|final_logits_bias|classification_head\..*)",
 }
+_LAION_OTHERS = r"(audio_projection\..*|audio_transform\..*|logit_scale_[at])"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +163,10 @@ def table(start: TowerStart, prefix: str) -> tuple[list[Rule], list[Extra]]:
     """Rules, and what the tower does not use; `prefix` as `find` gives it."""
     if start.side == "audio":
         tower = _AUDIO_TABLES[start.kind]
-        return tower.rules(start.options, prefix), tower.extras(prefix)
+        extras = tower.extras(prefix)
+        if prefix == laion_clap.AUDIO:
+            extras.append(Extra(_LAION_OTHERS, "not the audio tower"))
+        return tower.rules(start.options, prefix), extras
     others = Extra(_OTHERS[start.kind], "not the text tower")
     if start.kind == "clip_text":
         found = clip_text.rules(start.options, prefix, "hf")

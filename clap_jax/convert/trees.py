@@ -1,5 +1,6 @@
 """Variables as trees: the shapes that a model expects, filled from a source."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,8 +16,14 @@ from clap_jax.models.captioner import CaptionerSpec
 
 def shapes(spec: zoo.Spec | CaptionerSpec) -> dict[str, Any]:
     """The tree of shapes and dtypes of a model's variables; nothing is computed."""
-    build = captioner.build if isinstance(spec, CaptionerSpec) else zoo.build
-    return jax.eval_shape(build(spec).init, jax.random.key(0))
+    return _shapes(type(spec), spec.to_json())
+
+
+# A spec is no key of a dict, its JSON is. Tracing a model takes a second.
+@functools.lru_cache(maxsize=32)
+def _shapes(kind: type, text: str) -> dict[str, Any]:
+    build = captioner.build if kind is CaptionerSpec else zoo.build
+    return jax.eval_shape(build(kind.from_json(text)).init, jax.random.key(0))
 
 
 def fill(

@@ -147,23 +147,32 @@ def write_torch(
     torch.save(container(whole), path)
 
 
+def check_destination(path: Path, overwrite: bool, known: tuple[str, ...]) -> None:
+    """ValueError where something is in the way at `path`.
+
+    known: names of everything that a folder of this kind may hold; one that holds
+    anything else is never replaced.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise ValueError(f"{path} exists already: --overwrite replaces it")
+    names = [x.name for x in path.iterdir()] if path.is_dir() else []
+    others = set(names) - set(known)
+    if others:
+        raise ValueError(
+            f"{path} holds more than a model ({min(others)}), and is not replaced: "
+            "choose another folder"
+        )
+
+
 @contextlib.contextmanager
 def destination(path: Path, overwrite: bool, known: tuple[str, ...]) -> Iterator[Path]:
     """A place beside `path` to write to, which becomes `path` when all went well.
 
-    known: names of everything that a folder of this kind may hold; one that holds
-    anything else is never replaced. Errors: ValueError where something is in the way.
+    Errors: as `check_destination`.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        if not overwrite:
-            raise ValueError(f"{path} exists already: --overwrite replaces it")
-        if path.is_dir():
-            others = [x.name for x in path.iterdir() if x.name not in known]
-            if others:
-                raise ValueError(
-                    f"{path} holds more than a model ({min(others)}), and is not "
-                    "replaced: choose another folder"
-                )
+    check_destination(path, overwrite, known)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
@@ -171,7 +180,11 @@ def destination(path: Path, overwrite: bool, known: tuple[str, ...]) -> Iterator
         if path.is_dir():
             old = fresh.with_suffix(".old")
             os.rename(path, old)
-            os.rename(fresh, path)
+            try:
+                os.rename(fresh, path)
+            except OSError:
+                os.rename(old, path)
+                raise
             shutil.rmtree(old)
         else:
             os.replace(fresh, path)

@@ -5,9 +5,9 @@ and a clip's vector does not depend on its neighbours.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,39 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from clap_jax import sharding
+from clap_jax.audio import crop, io
 from clap_jax.audio import frontend as frontend_lib
+from clap_jax.audio.mel import Frontend
 from clap_jax.models import zoo
 from clap_jax.models.dual import Dual
+from clap_jax.models.tower import Sound
 from clap_jax.pipeline import loader
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source
 from clap_jax.text.tokenize import Tokenizer
+
+MAX_WHOLE_SECONDS = 300
+"""Models that take whole clips get longer ones in equal parts of at most this length."""
+
+
+class Heard(NamedTuple):
+    """A clip as a model takes it, in n pieces of one shape.
+
+    pieces: "wave" float32 [n, T], or "mel" float32 [n, ...] with "longer" bool [n] or
+        "frames" int32 [n], as in a batch.
+    seconds: float32 [n], how much of the clip each piece holds: its weight in the mean.
+    """
+
+    pieces: dict[str, np.ndarray]
+    seconds: np.ndarray
+
+
+class _Row(NamedTuple):
+    """One piece of a clip: the clip's number, the share of its seconds, the arrays."""
+
+    number: int
+    share: float
+    piece: dict[str, np.ndarray]
 
 
 class ModelEncoder:
@@ -34,6 +60,8 @@ class ModelEncoder:
         batch_size: rows of the largest batch. Smaller calls run at a quarter, a
             sixteenth, ... of it (rounded up to the number of devices).
         threads: clips decoded at a time.
+        crop_seed: when given, `audio` crops longer clips at random, as some references
+            do at inference; another number, other crops.
     """
 
     def __init__(
@@ -45,17 +73,28 @@ class ModelEncoder:
         mesh: Mesh | None = None,
         batch_size: int = 64,
         threads: int = 4,
+        crop_seed: int | None = None,
     ):
+        if crop_seed is not None and spec.frontend.whole_clip:
+            raise ValueError(
+                f"crop_seed is {crop_seed}, expected none: {spec.name} hears whole clips"
+            )
         self.spec, self._dual, self._tokenizer = spec, dual, tokenizer
         self._mesh = sharding.make_mesh() if mesh is None else mesh
-        self._threads = threads
+        # A mesh of one host's devices is that host's own business.
+        alone = len({device.process_index for device in self._mesh.devices.flat}) == 1
+        self._host = 0 if alone else jax.process_index()
+        self._hosts = 1 if alone else jax.process_count()
+        self._threads, self._crop_seed = threads, crop_seed
+        random_crop = crop_seed is not None
+        self._prepare = Prepare(spec.frontend, mel="exact", random_crop=random_crop)
         devices = self._mesh.size
         largest = -(-batch_size // devices) * devices
         self._batch_sizes = [largest]
         while self._batch_sizes[-1] > devices:
             smaller = self._batch_sizes[-1] // 4
             self._batch_sizes.append(max(-(-smaller // devices) * devices, devices))
-        self._encode_wave = jax.jit(partial(_encode_wave, spec, dual))
+        self._encode_audio = jax.jit(partial(_encode_audio, spec, dual))
         self._encode_text = jax.jit(partial(_encode_text, dual))
 
     def using(self, variables: dict[str, Any]) -> "ModelEncoder":
@@ -72,35 +111,61 @@ class ModelEncoder:
         return float(jnp.exp(self._variables["params"]["logit_scale_a"]))
 
     def audio(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings float32 [n, E] of every clip of `source` (its middle window when
-        it is longer than the model's), and which could be read, bool [n]."""
-        prepare = Prepare(self.spec.frontend, mel="exact", random_crop=False)
+        """Embeddings float32 [n, E] of every clip of `source`, and which could be read,
+        bool [n]. Of a clip that is longer than a window, `hearing` says what is heard."""
         embeddings = np.zeros((len(source), self.spec.embed_dim), np.float32)
         kept = np.zeros(len(source), bool)
-        batches = loader.eval_batches(
+        whole_clip = self.spec.frontend.whole_clip
+        read = loader.eval_clips if whole_clip else loader.eval_batches
+        parts = read(
             source,
-            prepare,
-            self._batch_sizes[0] // jax.process_count(),
-            shard=(jax.process_index(), jax.process_count()),
+            self._prepare,
+            self._batch_sizes[0] // self._hosts,
+            shard=(self._host, self._hosts),
             threads=self._threads,
+            crop_seed=self._crop_seed,
         )
-        for batch in batches:
-            za = self._encode_wave(self._variables, self._to_device(batch["wave"]))
-            rows = _gather(
-                (za, *map(self._to_device, (batch["index"], batch["valid"])))
-            )
-            za, index, valid = rows
-            embeddings[index[valid]] = za[valid]
-            kept[index[valid]] = True
+        for part in parts:
+            if whole_clip:
+                clips = [
+                    (int(index), _heard(clip, self.spec.frontend, 1.0))
+                    for index, clip in zip(*part, strict=True)
+                    if clip is not None
+                ]
+                kept[self._fill(embeddings, clips)] = True
+                continue
+            labels = {name: part.pop(name) for name in ("index", "valid")}
+            za, labels = self._encode(part, labels)
+            index = labels["index"][labels["valid"]]
+            embeddings[index], kept[index] = za[labels["valid"]], True
         return embeddings, kept
 
-    def waves(self, waves: np.ndarray) -> np.ndarray:
-        """Embeddings float32 [n, E] of waves float32 [n, T] of exactly one window."""
-        rows = [
-            _gather(self._encode_wave(self._variables, self._to_device(part)))[:count]
-            for part, count in self._padded(waves)
-        ]
-        return np.concatenate(rows)
+    def hear(self, audio: Any, name: str = "") -> Heard:
+        """A clip as the model takes it; `audio` as `clap_jax.audio.io.load` does.
+
+        One that is longer than the window comes in windows side by side, the last one
+        filled up, or in four views; a whole clip comes whole, up to MAX_WHOLE_SECONDS.
+        Raises AudioError.
+        """
+        frontend = self.spec.frontend
+        wave = io.load(audio, frontend.rate_hz, name)
+        if frontend.whole_mel:
+            clip = self._prepare.example(self._prepare.whole(wave))
+            return _heard(clip, frontend, len(wave) / frontend.rate_hz)
+        if frontend.int16_trip:
+            wave = io.quantise(wave)
+        samples = frontend.clip_samples
+        waves, held = crop.windows(wave, samples, samples, frontend.fill)
+        return Heard({"wave": waves}, held / np.float32(frontend.rate_hz))
+
+    def clips(self, clips: Sequence[Heard]) -> np.ndarray:
+        """Embeddings float32 [n, E] of clips, each the same alone and among others.
+
+        The vectors of a clip's pieces are averaged by their seconds, and normalised.
+        """
+        embeddings = np.zeros((len(clips), self.spec.embed_dim), np.float32)
+        self._fill(embeddings, list(enumerate(clips)))
+        return embeddings
 
     def text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings float32 [m, E] of texts."""
@@ -109,16 +174,80 @@ class ModelEncoder:
         for (part_ids, count), (part_mask, _) in zip(
             self._padded(ids), self._padded(mask), strict=True
         ):
-            zt = self._encode_text(
-                self._variables, self._to_device(part_ids), self._to_device(part_mask)
-            )
-            rows.append(_gather(zt)[:count])
+            part = self._to_device({"ids": part_ids, "mask": part_mask})
+            zt = self._encode_text(self._variables, part["ids"], part["mask"])
+            rows.append(self._gather(zt)[:count])
         return np.concatenate(rows)
 
     def score(self, za: np.ndarray, zt: np.ndarray) -> np.ndarray:
         """The model's scaled score of every pair, float32 [n, m]."""
         params = self._variables["params"]
         return np.asarray(self._dual.score(params, jnp.asarray(za), jnp.asarray(zt)))
+
+    def _fill(
+        self, embeddings: np.ndarray, clips: Sequence[tuple[int, Heard]]
+    ) -> list[int]:
+        """Encode numbered clips and write each into the row of its number.
+
+        Several hosts each have their own clips, take as many steps, and all get all
+        rows. Returns the numbers of these rows.
+        """
+        waiting: dict[int, list[_Row]] = {}
+        for number, clip in clips:
+            for i, share in enumerate(clip.seconds / clip.seconds.sum()):
+                piece = {name: values[i] for name, values in clip.pieces.items()}
+                # Only the pieces of whole clips differ in length.
+                length = len(piece["mel"]) if "frames" in piece else 1
+                waiting.setdefault(length, []).append(_Row(number, share, piece))
+        shares: dict[int, float] = {}
+        while length := self._most(max(waiting, default=0)):
+            rows, limit = waiting.pop(length, []), self._sizes(length)[0] // self._hosts
+            if rows[limit:]:
+                waiting[length] = rows[limit:]
+            for vector, number, share in self._encode_rows(rows[:limit], length):
+                embeddings[number] += share * vector
+                shares[int(number)] = share
+        cut = [number for number, share in shares.items() if share < 1]
+        embeddings[cut] /= np.linalg.norm(embeddings[cut], axis=1, keepdims=True)
+        return list(shares)
+
+    def _encode_rows(
+        self, rows: Sequence[_Row], length: int
+    ) -> Iterator[tuple[np.ndarray, int, float]]:
+        """Embedding, number and share of these rows and of those of the other hosts."""
+        count = self._most(len(rows)) * self._hosts
+        size = min(size for size in self._sizes(length) if size >= count) // self._hosts
+        numbers = np.full(size, -1, np.int32)
+        numbers[: len(rows)] = [row.number for row in rows]
+        shares = np.zeros(size, np.float32)
+        shares[: len(rows)] = [row.share for row in rows]
+        pieces = [row.piece for row in rows]
+        if not rows:  # others have some
+            silence = np.full((length, self.spec.frontend.mels), frontend_lib.FLOOR_DB)
+            pieces = [{"mel": silence.astype(np.float32), "frames": np.int32(length)}]
+        # The last row is repeated, since rows of zeros might not encode to numbers.
+        pieces += pieces[-1:] * (size - len(pieces))
+        batch = {
+            name: np.stack([piece[name] for piece in pieces]) for name in pieces[0]
+        }
+        za, labels = self._encode(batch, {"numbers": numbers, "shares": shares})
+        found = zip(za, labels["numbers"], labels["shares"], strict=True)
+        return (row for row in found if row[1] >= 0)
+
+    def _sizes(self, length: int) -> list[int]:
+        """Batch sizes for clips of so many frames: longer ones, smaller batches."""
+        budget = self._batch_sizes[0] * crop.static_length(
+            self.spec.frontend.clip_frames
+        )
+        fitting = [size for size in self._batch_sizes if size * length <= budget]
+        return fitting or self._batch_sizes[-1:]
+
+    def _encode(
+        self, batch: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Embeddings of this host's rows and of all others', with what labels them."""
+        za = self._encode_audio(self._variables, self._to_device(batch))
+        return self._gather((za, self._to_device(labels)))
 
     def _padded(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         """Parts of `rows` at a static batch size, and how many rows of each are real.
@@ -132,23 +261,62 @@ class ModelEncoder:
             padding = np.repeat(part[-1:], size - len(part), axis=0)
             yield np.concatenate([part, padding]), len(part)
 
-    def _to_device(self, rows: np.ndarray) -> jax.Array:
-        return sharding.to_global({"rows": rows}, self._mesh)["rows"]
+    def _to_device(self, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        return sharding.to_global(rows, self._mesh)
+
+    def _gather(self, tree: Any) -> Any:
+        """Global arrays as numpy on every host."""
+        if self._hosts > 1:
+            return multihost_utils.process_allgather(tree, tiled=True)
+        return jax.device_get(tree)
+
+    def _most(self, count: int) -> int:
+        """The largest `count` of any host."""
+        return int(self._gather(np.array([count])).max())
 
 
-def _encode_wave(spec: zoo.Spec, dual: Dual, variables: Any, wave: jax.Array):
-    mel = frontend_lib.log_mel(wave, spec.frontend, xp=jnp)
-    (za, _), _ = dual.encode_audio(variables, mel)
+def hearing(frontend: Frontend) -> str:
+    """What evaluations hear of a clip, in words."""
+    rate = f"at {frontend.rate_hz} Hz"
+    if frontend.whole_clip:
+        return f"whole clips {rate}, above {MAX_WHOLE_SECONDS} s in equal parts"
+    long = "the middle of longer"
+    if frontend.views > 1:
+        long = "longer ones shrunk and in three fixed windows"
+    return f"{frontend.clip_seconds} s {rate}, {long}"
+
+
+def sound(batch: Mapping[str, jax.Array], frontend: Frontend) -> Sound:
+    """What the audio tower gets of a batch: log-mels in float32, as they came or from
+    waves, int16 or float32, and what is known of their length."""
+    if "mel" in batch:
+        mel = batch["mel"].astype(jnp.float32)
+    else:
+        mel = frontend_lib.log_mel(batch["wave"], frontend, xp=jnp)
+    return Sound(mel, batch.get("longer"), batch.get("frames"))
+
+
+def _heard(clip: Mapping[str, Any], frontend: Frontend, seconds: float) -> Heard:
+    """A finished clip (`Prepare.example`) that is `seconds` long."""
+    if not frontend.whole_clip:
+        pieces = {name: np.asarray(value)[None] for name, value in clip.items()}
+        return Heard(pieces, np.array([seconds], np.float32))
+    longest = frontend.frames(round(MAX_WHOLE_SECONDS * frontend.rate_hz))
+    parts = crop.even_parts(clip["mel"], longest)
+    frames = np.array([len(part) for part in parts], np.int32)
+    length, silence = crop.static_length(len(parts[0])), frontend_lib.FLOOR_DB
+    mel = np.stack([crop.pad(part, length, silence) for part in parts])
+    shares = (frames / frames.sum()).astype(np.float32)
+    return Heard({"mel": mel, "frames": frames}, shares * np.float32(seconds))
+
+
+def _encode_audio(
+    spec: zoo.Spec, dual: Dual, variables: Any, batch: dict[str, jax.Array]
+) -> jax.Array:
+    (za, _), _ = dual.encode_audio(variables, sound(batch, spec.frontend))
     return za
 
 
 def _encode_text(dual: Dual, variables: Any, ids: jax.Array, mask: jax.Array):
     (zt, _), _ = dual.encode_text(variables, ids, mask)
     return zt
-
-
-def _gather(tree: Any) -> Any:
-    """Global arrays as numpy on every host."""
-    if jax.process_count() > 1:
-        return multihost_utils.process_allgather(tree, tiled=True)
-    return jax.device_get(tree)

@@ -107,9 +107,7 @@ MSCLAP_2023 = Spec(
 BLAT = Spec(
     name="blat",
     frontend=FRONTENDS["blat"],
-    audio=TowerSpec(
-        "pann", {"spec_augment": "before_bn0", "length_mask": "every_layer"}
-    ),
+    audio=TowerSpec("pann", {"spec_augment": "none", "length_mask": "every_layer"}),
     text=TowerSpec("bert", BERT_MEDIUM | {"pool": "first"}),
     head="linear",
     embed_dim=1024,

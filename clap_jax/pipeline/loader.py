@@ -62,7 +62,10 @@ def train_dataset(
     A batch is a dict: `mel` float16 [B, N, F] or `wave` int16 [B, T]; `ids` int32 [B, L]
     and `mask` bool [B, L] of a caption drawn from the clip's; `group` int32 [B], equal
     for positives of each other; `bad` bool [B], the clip was damaged and its place was
-    taken by the next sound one (with that one's caption).
+    taken by the next sound one (with that one's caption). For a front end with views,
+    `mel` is [B, 4, N, F], and `longer` bool [B] says which clips are longer than the
+    window; for one of whole clips, `frames` int32 [B] says how many frames of `mel`
+    belong to the clip.
     Raises ValueError: too few clips for a batch, weights or names that make no sense.
     """
     if min(batch_size, prefetch) < 1 or min(threads, workers) < 0:
@@ -120,31 +123,24 @@ class TrainBatches:
         found = self._fetch(places)
 
         prepare = self._clips[0].prepare
-        audio = np.empty((self._batch_size, *prepare.shape), prepare.dtype)
+        batch = prepare.blank(self._batch_size)
         group = np.empty(self._batch_size, np.int32)
         captions = []
         for row, (draw, (which, _), clip) in enumerate(zip(draws, places, found)):
             source = self._clips[which].source
             rng = example_generator(self.order.seed, draw)
             captions.append(pick_caption(source.captions(clip.index), rng))
-            audio[row] = prepare.finish(clip.whole, rng)
+            put(batch, row, prepare.example(clip.whole, rng))
             group[row] = group_number(source.name, source.group(clip.index))
         ids, mask = self._tokenizer(captions)
         bad = np.array([clip.bad for clip in found])
-        return {
-            prepare.field: audio,
-            "ids": ids,
-            "mask": mask,
-            "group": group,
-            "bad": bad,
-        }
+        return batch | {"ids": ids, "mask": mask, "group": group, "bad": bad}
 
     def blank(self) -> dict[str, np.ndarray]:
         """Zeros with the shapes and dtypes of a batch."""
-        prepare, rows = self._clips[0].prepare, self._batch_size
+        rows = self._batch_size
         tokens = (rows, self._tokenizer.length)
-        return {
-            prepare.field: np.zeros((rows, *prepare.shape), prepare.dtype),
+        return self._clips[0].prepare.blank(rows) | {
             "ids": np.zeros(tokens, np.int32),
             "mask": np.zeros(tokens, bool),
             "group": np.zeros(rows, np.int32),
@@ -162,6 +158,12 @@ class TrainBatches:
         for row, result in zip(missing, results, strict=True):
             found[row] = result()
         return found
+
+
+def put(batch: dict[str, np.ndarray], row: int, example: dict[str, Any]) -> None:
+    """Write one finished clip into its row of a batch."""
+    for name, value in example.items():
+        batch[name][row] = value
 
 
 def group_number(source: str, group: str) -> int:
@@ -297,55 +299,84 @@ def eval_batches(
     batch_size: int,
     shard: tuple[int, int] = (0, 1),
     threads: int = 4,
+    crop_seed: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every clip once and in order, in full batches, as many on each host.
 
     batch_size: rows B of this host's batches; shard: (index, count) of the hosts.
-    Yields `mel` float16 [B, N, F] or `wave` int16 [B, T]; `index` int32 [B], the clip's,
-    -1 in rows that only fill up; `valid` bool [B], False in those and for clips that
-    cannot be read (zeros, both). A batch is decoded while the one before it is in use.
+    crop_seed: goes with a Prepare of random crops, for those who evaluate as some
+        references do; a clip's crops depend on this number and the clip's index.
+    Yields `mel` float16 [B, N, F] or `wave` int16 [B, T], `longer` as in training;
+    `index` int32 [B], the clip's, -1 in rows that only fill up; `valid` bool [B], False
+    in those and for clips that cannot be read (zeros, both). A batch is decoded while
+    the one before it is in use.
     """
-    if prepare.random_crop:
-        raise ValueError("evaluation takes a Prepare with random_crop=False")
+    if prepare.frontend.whole_clip:
+        raise ValueError("whole clips have no common length: use eval_clips")
+    parts = eval_clips(source, prepare, batch_size, shard, threads, crop_seed)
+    return (_eval_batch(prepare, *part) for part in parts)
+
+
+def eval_clips(
+    source: Source,
+    prepare: Prepare,
+    batch_size: int,
+    shard: tuple[int, int] = (0, 1),
+    threads: int = 4,
+    crop_seed: int | None = None,
+) -> Iterator[tuple[np.ndarray, list[dict[str, Any] | None]]]:
+    """Every clip once and in order, as `Prepare.example` gives it, in equal lists.
+
+    Arguments and `index` are those of `eval_batches`; the clips that come with it are
+    None in rows that only fill up and for clips that cannot be read.
+    """
+    if prepare.random_crop != (crop_seed is not None):
+        raise ValueError(
+            "evaluation takes a Prepare with random_crop=False, or else a crop_seed"
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
     _check_shard(shard)
-    return _eval_batches(Clips(source, prepare), batch_size, shard, threads)
+    load = partial(_load, Clips(source, prepare), crop_seed)
+    return _eval_clips(len(source), load, batch_size, shard, threads)
 
 
-def _eval_batches(
-    clips: Clips, batch_size: int, shard: tuple[int, int], threads: int
-) -> Iterator[dict[str, np.ndarray]]:
+def _eval_clips(
+    size: int, load: Callable, batch_size: int, shard: tuple[int, int], threads: int
+) -> Iterator[tuple[np.ndarray, list[dict[str, Any] | None]]]:
     decoder, pending = Decoder(threads), deque()
-    size = len(clips.source)
     count = -(-size // (batch_size * shard[1]))
     for batch in range(count + 1):
         if batch < count:
             start = (batch * shard[1] + shard[0]) * batch_size
             index = np.arange(start, start + batch_size, dtype=np.int32)
             index[index >= size] = -1
-            pending.append((index, [decoder.start(_load, clips, i) for i in index]))
+            pending.append((index, [decoder.start(load, int(i)) for i in index]))
         if batch > 0:
-            yield _eval_batch(clips.prepare, *pending.popleft())
+            index, results = pending.popleft()
+            yield index, [result() for result in results]
 
 
-def _load(clips: Clips, index: int) -> np.ndarray | None:
+def _load(clips: Clips, crop_seed: int | None, index: int) -> dict[str, Any] | None:
+    if index < 0:
+        return None
     try:
-        return clips.load(int(index)) if index >= 0 else None
+        whole = clips.load(index)
     except io.AudioError:
         return None
+    rng = None if crop_seed is None else example_generator(crop_seed, index)
+    return clips.prepare.example(whole, rng)
 
 
 def _eval_batch(
-    prepare: Prepare, index: np.ndarray, results: list[Callable]
+    prepare: Prepare, index: np.ndarray, clips: list[dict[str, Any] | None]
 ) -> dict[str, np.ndarray]:
-    audio = np.zeros((len(index), *prepare.shape), prepare.dtype)
-    valid = np.zeros(len(index), bool)
-    for row, result in enumerate(results):
-        whole = result()
-        if whole is not None:
-            audio[row], valid[row] = prepare.finish(whole), True
-    return {prepare.field: audio, "valid": valid, "index": index}
+    batch, valid = prepare.blank(len(index)), np.zeros(len(index), bool)
+    for row, clip in enumerate(clips):
+        if clip is not None:
+            put(batch, row, clip)
+            valid[row] = True
+    return batch | {"valid": valid, "index": index}
 
 
 def _check_shard(shard: tuple[int, int]) -> None:

@@ -1,7 +1,8 @@
 """What is done to one clip: decode, crop, mel, cache, replace where it is damaged.
 
 A clip is prepared in two halves. The first depends on the audio alone, is costly and can
-be cached; the second is the random crop, cheap and different each time.
+be cached; the second is the random crop, or the random views, cheap and different each
+time.
 """
 
 import threading
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from clap_jax.audio import crop, io
+from clap_jax.audio import crop, io, views
 from clap_jax.audio import frontend as frontend_lib
 from clap_jax.audio.mel import Frontend
 
@@ -82,6 +83,13 @@ class Prepare:
     A random crop of a host mel is cut out of the mel of the whole clip, so that its first
     and last frames know the sound beyond the cut; every other case is exactly the mel of
     the cropped wave. Cached or not, the result has the same bits.
+
+    Two kinds of front ends need the mel of the whole clip: "host" or, as float32, "exact".
+    Of a front end with views, random_crop says whether the windows of longer clips are
+    random or fixed. Of one that takes whole clips, it cuts longer ones and pads shorter
+    ones; otherwise clips are as long as they are. Their mels are those of the clip alone,
+    and the padding behind them is silence in dB (zeros in the wave would be heard in the
+    last frames). A minute of mel takes 0.8 MB of the cache.
     """
 
     def __init__(
@@ -93,6 +101,11 @@ class Prepare:
     ):
         if mel not in DTYPES:
             raise ValueError(f"mel is {mel!r}, expected one of {', '.join(DTYPES)}")
+        if frontend.whole_mel and mel == "device":
+            raise ValueError(
+                "mel is 'device', expected 'host': this front end needs the mel of the "
+                "whole clip, and devices get waves of one window"
+            )
         if cache_gib < 0:
             raise ValueError(f"cache_gib is {cache_gib}, expected 0 or more")
         self.frontend, self.mel, self.random_crop = frontend, mel, random_crop
@@ -100,48 +113,96 @@ class Prepare:
 
     @property
     def field(self) -> str:
-        """Its name in a batch: "mel" or "wave"."""
-        return "mel" if self.mel == "host" else "wave"
+        """Name of the sound in a batch: "mel" or "wave"."""
+        return "mel" if self.mel == "host" or self.frontend.whole_mel else "wave"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one finished clip."""
-        if self.mel == "host":
-            return self.frontend.clip_frames, self.frontend.mels
-        return (self.frontend.clip_samples,)
+        """Shape of the sound of one finished clip."""
+        frontend = self.frontend
+        if self.field == "wave":
+            return (frontend.clip_samples,)
+        stack = (frontend.views,) if frontend.views > 1 else ()
+        return *stack, frontend.clip_frames, frontend.mels
 
     @property
     def dtype(self) -> np.dtype:
-        """Dtype of a finished clip."""
+        """Dtype of the sound of a finished clip."""
         return np.dtype(DTYPES[self.mel])
+
+    @property
+    def fields(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of everything in a finished clip, by its name in a batch."""
+        fields = {self.field: (self.shape, self.dtype)}
+        if self.frontend.views > 1:
+            fields["longer"] = ((), np.dtype(bool))
+        if self.frontend.whole_clip:
+            fields["frames"] = ((), np.dtype(np.int32))
+        return fields
+
+    def blank(self, rows: int) -> dict[str, np.ndarray]:
+        """Zeros in the shape of so many finished clips."""
+        return {
+            name: np.zeros((rows, *shape), dtype)
+            for name, (shape, dtype) in self.fields.items()
+        }
 
     def __call__(self, audio: Any, name: str = "") -> np.ndarray:
         """The half without chance: `finish` takes what this returns.
 
         audio: as `clap_jax.audio.io.load` takes it; `name` names it in errors.
         Returns float16 [frames, F] or int16 [t], the whole clip where a random crop
-        follows, never shorter than one clip. Raises AudioError.
+        follows or the front end needs it, never shorter than one clip (with whole
+        clips, than half a transform, which is reflected at the ends).
+        Raises AudioError.
         """
+        return self.whole(io.load(audio, self.frontend.rate_hz, name))
+
+    def whole(self, wave: np.ndarray) -> np.ndarray:
+        """As `__call__`, from a wave float32 [t] at the front end's rate."""
         frontend = self.frontend
-        wave = io.load(audio, frontend.rate_hz, name)
-        if not self.random_crop:
+        if not self.random_crop and not frontend.whole_mel:
             wave = crop.center_crop(wave, frontend.clip_samples)
-        wave = crop.fill(wave, frontend.clip_samples, frontend.fill)
+        least = frontend.clip_samples
+        if frontend.whole_clip:
+            least = frontend.n_fft // 2 + 1
+        wave = crop.fill(wave, least, frontend.fill)
         if self.mel == "device":
             return io.to_int16(wave)
         if frontend.int16_trip:
             wave = io.quantise(wave)
-        if self.mel == "exact":
+        if self.field == "wave":
             return wave
-        return frontend_lib.log_mel(wave, frontend).astype(np.float16)
+        return frontend_lib.log_mel(wave, frontend).astype(self.dtype, copy=False)
 
     def finish(
         self, whole: np.ndarray, rng: np.random.Generator | None = None
     ) -> np.ndarray:
-        """One clip of `shape`, a view: a random crop drawn from `rng`, or all of it."""
-        if not self.random_crop:
-            return whole
-        return crop.random_crop(whole, self.shape[0], rng)
+        """The sound of one clip: a random part or views drawn from `rng`, or all of it.
+
+        Of `shape`; but for a whole clip without random_crop, which is [frames, F].
+        """
+        return self.example(whole, rng)[self.field]
+
+    def example(
+        self, whole: np.ndarray, rng: np.random.Generator | None = None
+    ) -> dict[str, Any]:
+        """One finished clip: its sound, and what `fields` names besides."""
+        frontend = self.frontend
+        rng = rng if self.random_crop else None
+        if frontend.views > 1:
+            mel, longer = views.views(
+                whole, frontend.clip_frames, rng=rng, antialias=frontend.antialias
+            )
+            return {"mel": mel, "longer": longer}
+        length = frontend.clip_frames if frontend.whole_clip else self.shape[0]
+        part = crop.random_crop(whole, length, rng) if self.random_crop else whole
+        if not frontend.whole_clip:
+            return {self.field: part}
+        frames = np.int32(len(part))
+        if self.random_crop:
+            part = crop.pad(part, length, frontend_lib.FLOOR_DB)
+        return {"mel": part, "frames": frames}
 
 
 class Clip(NamedTuple):

@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from clap_jax import config as config_lib
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -90,24 +92,33 @@ class Tokenizer:
             shutil.rmtree(fresh, ignore_errors=True)
 
 
-def load(path_or_hub_id: str | os.PathLike, length: int) -> Tokenizer:
+def load(
+    path_or_hub_id: str | os.PathLike, length: int, style: str = "plain"
+) -> Tokenizer:
     """A tokenizer from a folder, or from the Hugging Face hub (its local cache first).
 
-    Raises ValueError when it is in neither.
+    style: a name in `STYLES`. A folder that `Tokenizer.save` wrote may be loaded with
+    the same style again. Raises ValueError on an unknown style, on a tokenizer that the
+    style does not fit, and when there is none in either place.
     """
-    where = os.fspath(path_or_hub_id)
+    if style not in STYLES:
+        raise ValueError(config_lib.unknown("tokenizer style", style, STYLES))
+    return Tokenizer(STYLES[style](_find(os.fspath(path_or_hub_id))), length)
+
+
+def _find(where: str) -> "PreTrainedTokenizerFast":
     if os.path.isdir(where):
         try:
-            return Tokenizer(_from_files(where), length)
+            return _from_files(where)
         except OSError as error:
             raise ValueError(
                 f"{where}: no tokenizer in this folder, expected tokenizer.json and "
                 f"tokenizer_config.json ({_first_line(error)})"
             ) from error
     with contextlib.suppress(OSError):
-        return Tokenizer(_from_files(where), length)
+        return _from_files(where)
     try:
-        return Tokenizer(_from_files(_download(where)), length)
+        return _from_files(_download(where))
     except OSError as error:
         raise ValueError(
             f"tokenizer {where!r} is not a folder here, is not in the local cache and "
@@ -115,6 +126,40 @@ def load(path_or_hub_id: str | os.PathLike, length: int) -> Tokenizer:
             "folder with tokenizer.json, or connect once so that it gets into the cache, "
             "or leave the name empty to train a tokenizer on the captions."
         ) from error
+
+
+def _plain(tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedTokenizerFast":
+    return tokenizer
+
+
+def _msclap(tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedTokenizerFast":
+    """GPT-2's tokenizer as MS-CLAP 2023 uses it (`CLAPWrapper.preprocess_text`).
+
+    MS-CLAP puts " <|endoftext|>" behind every text, so that it ends with a lone space
+    and the end token. Here both are put there as special tokens, which cutting a long
+    text spares; MS-CLAP does not cut, and fails on texts of different lengths.
+    Padding is "!", whose id is 0. As a special token it is also a token of its own
+    within a text ("!!!" is three of them), as in MS-CLAP.
+    """
+    names = ("\u0120", "<|endoftext|>")  # a space, in GPT-2's alphabet of bytes
+    backend = tokenizer.backend_tokenizer
+    ids = {name: backend.token_to_id(name) for name in (*names, "!")}
+    absent = [name for name, index in ids.items() if index is None]
+    if absent:
+        raise ValueError(
+            f"a tokenizer of style msclap needs GPT-2's tokens {', '.join(absent)}"
+        )
+    tokenizer.add_special_tokens({"pad_token": "!"})
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"$A {names[0]} {names[1]}",
+        special_tokens=[(name, ids[name]) for name in names],
+    )
+    return tokenizer
+
+
+STYLES: dict[str, Callable] = {"plain": _plain, "msclap": _msclap}
+"""How a tokenizer is changed before its use: by name, see `load`."""
 
 
 def train(texts: Iterable[str], vocab_size: int, length: int) -> Tokenizer:

@@ -27,6 +27,7 @@ from clap_jax.pipeline import loader
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source, build_source
 from clap_jax.text import tokenize
+from clap_jax.train import starts as starts_lib
 
 # A tokenizer is trained on at most so many captions of each source.
 TOKENIZER_CAPTIONS = 1_000_000
@@ -41,7 +42,7 @@ class Evaluation(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """The parts of a run; holds no weights."""
+    """The parts of a run; holds no weights but those that it starts from, unread."""
 
     config: ConfigDict
     workdir: Path
@@ -52,14 +53,14 @@ class Experiment(NamedTuple):
     sources: list[tuple[Source, float]]
     evaluations: dict[str, Evaluation]
     augment: Augment
+    starts: list[starts_lib.Start]
 
     def train_dataset(self) -> loader.TrainDataset:
         """This host's batches, endless; its iterators are checkpointable."""
         config, spec = self.config, self.spec
-        where = "device" if config.data.mel == "auto" else config.data.mel
         prepare = Prepare(
             spec.frontend,
-            mel=where,
+            mel=_where_mels_are_made(config, spec),
             random_crop=True,
             cache_gib=config.data.cache_gib,
         )
@@ -79,16 +80,13 @@ class Experiment(NamedTuple):
         return sum(len(source) for source, _ in self.sources)
 
     def init_variables(self) -> dict[str, Any]:
-        """Fresh variables, then the weights that `init_from` gives (by regex)."""
+        """Fresh variables, then the weights that `init_from` gives (by regex).
+
+        A run that goes on from a checkpoint gets all of its weights from there.
+        """
         variables = self.dual.init(jax.random.key(self.config.train.seed))
-        if not self.config.init_from:
-            return variables
-        folder = Path(self.config.init_from)
-        return checkpoint.fill(
-            variables,
-            checkpoint.load_variables(folder),
-            self.config.init_pattern,
-            str(folder),
+        return starts_lib.fill(
+            variables, self.starts, self.spec, self.config.init_pattern
         )
 
     def keep(self) -> None:
@@ -142,21 +140,28 @@ def build(config: ConfigDict, workdir: Path) -> Experiment:
     ]
     if not sources:
         raise config_lib.ConfigError("data.sources is empty: name at least one source")
-    spec = zoo.get_spec(config.model, config_lib.plain(config.model_overrides))
-    tokenizer = _tokenizer(config, spec, workdir, [source for source, _ in sources])
-    spec = dataclasses.replace(spec, vocab_size=tokenizer.vocab_size)
+    starts = [] if checkpoint.has_steps(workdir) else starts_lib.load(config)
+    spec = _spec(config, workdir, starts)
+    clips = [source for source, _ in sources]
+    tokenizer, style = _tokenizer(config, spec, workdir, clips, starts)
+    vocab_size = tokenizer.vocab_size
+    if config.model == starts_lib.MODEL:  # its table may have rows to spare
+        vocab_size = max(vocab_size, spec.vocab_size)
+    spec = dataclasses.replace(spec, vocab_size=vocab_size, tokenizer_style=style)
+    _where_mels_are_made(config, spec)
     _check_spec(spec, workdir)
     _check_best_metric(config)
     dual = zoo.build(spec, dtype=config.precision, remat=config.remat)
-    # Evaluations with one batch size share what is compiled.
+    # Evaluations with equal settings share what is compiled.
     encoder = functools.cache(
-        lambda batch_size: ModelEncoder(
+        lambda batch_size, crop_seed: ModelEncoder(
             spec,
             dual,
             tokenizer,
             mesh=mesh,
             batch_size=batch_size,
             threads=config.data.threads,
+            crop_seed=crop_seed,
         )
     )
     return Experiment(
@@ -172,6 +177,7 @@ def build(config: ConfigDict, workdir: Path) -> Experiment:
             for name, section in config.evals.items()
         },
         augment=config_lib.build(Augment, config.augment, "augment"),
+        starts=starts,
     )
 
 
@@ -196,23 +202,61 @@ def _evaluation(name: str, section: Any, encoder: Callable) -> Evaluation:
         raise config_lib.ConfigError(f"{where}.{missing[0]} is missing")
     source, _ = _source(options.pop("source"), f"{where}.source", weighted=False)
     every_steps = options.pop("every_steps", 0)
-    batch_size = options.pop("batch_size", 64)
+    made = encoder(options.pop("batch_size", 64), options.pop("crop_seed", None))
     evaluator = build_evaluator(options.pop("kind"), source, options)
-    return Evaluation(evaluator, encoder(batch_size), every_steps)
+    return Evaluation(evaluator, made, every_steps)
+
+
+def _where_mels_are_made(config: ConfigDict, spec: zoo.Spec) -> str:
+    """`data.mel`, "host" or "device". Raises when the model cannot have it so."""
+    where, whole = config.data.mel, spec.frontend.whole_mel
+    if where == "device" and whole:
+        raise config_lib.ConfigError(
+            f"data.mel is 'device', expected 'host' or 'auto': {spec.name} needs the "
+            "mel of whole clips, and the device gets waves of one window"
+        )
+    if where == "auto":
+        return "host" if whole else "device"
+    return where
+
+
+def _spec(
+    config: ConfigDict, workdir: Path, starts: list[starts_lib.Start]
+) -> zoo.Spec:
+    """The model of the config: a row of the zoo, or that of a checkpoint."""
+    overrides = config_lib.plain(config.model_overrides)
+    if config.model != starts_lib.MODEL:
+        return zoo.get_spec(config.model, overrides)
+    if overrides:
+        raise config_lib.ConfigError(
+            "model_overrides change a row of the zoo, but model is 'init_from'"
+        )
+    if checkpoint.has_steps(workdir):
+        return zoo.read_spec(workdir / "spec.json")
+    return starts_lib.spec_of(starts)
 
 
 def _tokenizer(
-    config: ConfigDict, spec: zoo.Spec, workdir: Path, sources: list[Source]
-) -> tokenize.Tokenizer:
-    """That of the run's checkpoints; else of `init_from`, of the spec, or a new one."""
+    config: ConfigDict,
+    spec: zoo.Spec,
+    workdir: Path,
+    sources: list[Source],
+    starts: list[starts_lib.Start],
+) -> tuple[tokenize.Tokenizer, str]:
+    """The tokenizer, and the name of its style.
+
+    That of the run's checkpoints; else of `init_from`, of the spec, or a new one.
+    """
     kept = workdir / "tokenizer"
-    start = Path(config.init_from) / "tokenizer"
+    start = starts_lib.tokenizer_folder(starts)
+    length, style = spec.text_length, spec.tokenizer_style
     if checkpoint.has_steps(workdir) and kept.is_dir():
-        return tokenize.load(str(kept), spec.text_length)
-    if config.init_from and start.is_dir():
-        return tokenize.load(str(start), spec.text_length)
-    if spec.tokenizer:
-        return tokenize.load(spec.tokenizer, spec.text_length)
+        style = zoo.read_spec(workdir / "spec.json").tokenizer_style
+        return tokenize.load(str(kept), length, style), style
+    found = spec.tokenizer if start is None else str(start)
+    if found:
+        return tokenize.load(found, length, style), style
+    starts_lib.check_tokenizer(starts, config.init_pattern)
     captions = [
         caption
         for source in sources
@@ -220,7 +264,7 @@ def _tokenizer(
     ]
     tokenizer = tokenize.train(captions, config.data.vocab_size, spec.text_length)
     logging.info("tokenizer: %d entries learnt", tokenizer.vocab_size)
-    return tokenizer
+    return tokenizer, "plain"
 
 
 def _captions(source: Source) -> Iterator[str]:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from clap_jax import checkpoint, metrics, sharding
 from clap_jax import config as config_lib
 from clap_jax.checkpoint import Checkpoints
-from clap_jax.evals import Result, report
+from clap_jax.evals import Result, encode, report
 from clap_jax.train import experiment as experiment_lib
 from clap_jax.train import optim
 from clap_jax.train import state as state_lib
@@ -151,12 +151,12 @@ def evaluation_scores(results: dict[str, Result]) -> dict[str, float]:
 
 def write_report(experiment: Experiment, results: dict[str, Result], step: int) -> None:
     """Table on the terminal, `plots/`, `results.json` and `report.html`."""
-    workdir, frontend = experiment.workdir, experiment.spec.frontend
+    workdir = experiment.workdir
     context = {
         "model": experiment.spec.name,
         "step": step,
         "seed": experiment.config.train.seed,
-        "clip": f"{frontend.clip_seconds} s at {frontend.rate_hz} Hz, the middle of longer",
+        "clip": encode.hearing(experiment.spec.frontend),
     }
     report.write_results(workdir, results, context)
     report.write_report(

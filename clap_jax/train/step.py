@@ -10,21 +10,28 @@ from jax.sharding import Mesh
 
 from clap_jax import sharding
 from clap_jax.audio import augment as augment_lib
-from clap_jax.audio import frontend as frontend_lib
 from clap_jax.audio.mel import Frontend
+from clap_jax.evals.encode import sound
 from clap_jax.losses import contrastive
 from clap_jax.metrics import Mean
 from clap_jax.models.dual import Dual
+from clap_jax.models.tower import Sound
 from clap_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
 
 
-def log_mel(batch: Batch, frontend: Frontend) -> jax.Array:
-    """The batch's log-mel, float32 `[B, N, F]`: as it came, or from int16 waves."""
-    if "mel" in batch:
-        return batch["mel"].astype(jnp.float32)
-    return frontend_lib.log_mel(batch["wave"], frontend, xp=jnp)
+def augmented(
+    key: jax.Array, heard: Sound, config: augment_lib.Augment
+) -> tuple[Sound, augment_lib.Mix | None]:
+    """The batch's sound after augmentation, and who was mixed with whom (mixup)."""
+    mel, mix = augment_lib.augment(key, heard.mel, config, frames=heard.frames)
+    if mix is None:
+        return heard._replace(mel=mel), None
+    longer, frames = heard.longer, heard.frames
+    longer = None if longer is None else mix.either(longer)
+    frames = None if frames is None else mix.longest(frames)
+    return Sound(mel, longer, frames), mix
 
 
 def make_loss(
@@ -40,11 +47,10 @@ def make_loss(
 
     def loss(params: Any, model_state: Any, batch: Batch, key: jax.Array):
         augment_key, audio_key, text_key = jax.random.split(key, 3)
-        mel = log_mel(batch, frontend)
-        mel, mix = augment_lib.augment(augment_key, mel, augment)
+        heard, mix = augmented(augment_key, sound(batch, frontend), augment)
         variables = {"params": params, "state": model_state}
         (za, _), audio_state = dual.encode_audio(
-            variables, mel, train=True, key=audio_key
+            variables, heard, train=True, key=audio_key
         )
         (zt, _), text_state = dual.encode_text(
             variables, batch["ids"], batch["mask"], train=True, key=text_key
@@ -52,7 +58,7 @@ def make_loss(
         targets = contrastive.positives(batch["group"]) if multi_positive else None
         if mix is not None:
             if targets is None:
-                targets = jnp.eye(mel.shape[0])
+                targets = jnp.eye(za.shape[0])
             targets = contrastive.mix_targets(targets, mix.lam, mix.partner)
         total, count = contrastive.softmax_pair_loss(
             dual.score(params, za, zt), targets

@@ -223,3 +223,97 @@ def test_half_precision_mels_stay_so(mel):
     config = dataclasses.replace(EVERYTHING, mixup_alpha=0)
     result, _ = augment.augment(KEY, mel.astype(jnp.float16), config, FILL_DB)
     assert result.dtype == jnp.float16 and np.isfinite(result).all()
+
+
+# --- four views of a clip ---
+
+BY_NAME = pytest.mark.parametrize("name", [*sorted(ALONE), "everything"])
+
+
+@BY_NAME
+def test_equal_views_stay_equal_and_are_what_one_would_be(mel, name):
+    config = ALONE.get(name, EVERYTHING)
+    run = jax.jit(lambda mel: augment.augment(KEY, mel, config, FILL_DB)[0])
+    alone, views = run(mel), run(jnp.repeat(mel[:, None], 4, axis=1))
+    for view in range(4):
+        np.testing.assert_allclose(views[:, view], alone, rtol=0, atol=2e-4)
+
+
+def test_views_are_mixed_at_the_levels_of_the_global_one(mel):
+    """One gain for a pair: what is loud in one window stays loud."""
+    views = jnp.stack([mel, mel + 7, mel - 3, mel - 11], axis=1)
+    mixed, lam, partner = augment.mixup(KEY, views, 0.4)
+    before = power(views)
+    level = before[:, 0].mean((1, 2))
+    match = (level / level[partner])[:, None, None, None]
+    weight = np.asarray(lam, np.float64)[:, None, None, None]
+    expected = weight * before + (1 - weight) * match * before[partner]
+    np.testing.assert_allclose(power(mixed), expected, rtol=1e-3, atol=1e-10)
+
+
+# --- clips of unequal lengths ---
+
+LENGTHS = np.array([50, 10, 25, 49, 2, 33, 50, 17], np.int32)
+FRAMES = jnp.asarray(LENGTHS)
+SILENT = np.arange(50) >= LENGTHS[:, None]
+
+
+@pytest.fixture(scope="module")
+def unequal(mel):
+    return jnp.where(SILENT[:, :, None], FILL_DB, mel)
+
+
+@BY_NAME
+def test_padding_stays_silent(unequal, name):
+    config = ALONE.get(name, EVERYTHING)
+    result, mix = augment.augment(KEY, unequal, config, FILL_DB, FRAMES)
+    silent = SILENT
+    if mix is not None:
+        silent = np.arange(50) >= np.asarray(mix.longest(FRAMES))[:, None]
+    np.testing.assert_allclose(np.asarray(result)[silent], FILL_DB, atol=1e-4)
+    assert np.isfinite(result).all()
+
+
+def test_a_short_clip_is_shifted_within_itself(unequal):
+    result = np.asarray(augment.time_shift(KEY, unequal, 0.5, FRAMES))
+    moved = 0
+    for before, after, frames in zip(np.asarray(unequal), result, LENGTHS, strict=True):
+        before, after = before[:frames], after[:frames]
+        rolls = [s for s in range(frames) if (np.roll(before, s, 0) == after).all()]
+        assert len(rolls) == 1
+        moved += rolls[0] > 0
+    assert moved >= 5
+
+
+def test_a_short_clip_is_stretched_around_its_own_middle():
+    ramp = jnp.broadcast_to(jnp.arange(101.0)[None, :, None], (64, 101, 3))
+    frames = jnp.full(64, 41)
+    result = np.asarray(augment.time_stretch(KEY, ramp, 0.28, FILL_DB, frames))
+    np.testing.assert_allclose(result[:, 20], 20, atol=1e-4)
+    speed = result[:, 21, 0] - result[:, 20, 0]
+    assert speed.std() > 0.1 and (result[:, 41:] == FILL_DB).all()
+    expected = 20 + (np.arange(41) - 20) * speed[:, None]
+    inside = (expected > 0.01) & (expected < 39.99)
+    np.testing.assert_allclose(
+        result[:, :41][inside][:, 0], expected[inside], atol=0.02
+    )
+
+
+def test_levels_of_short_clips_do_not_count_padding(unequal):
+    """As if each clip were cut to its length."""
+    mixed, lam, partner = augment.mixup(KEY, unequal, 0.4, FRAMES)
+    before = power(unequal)
+    before[SILENT] = 0
+    level = np.array([x[:n].mean() for x, n in zip(before, LENGTHS, strict=True)])
+    match = (level / level[partner])[:, None, None]
+    weight = np.asarray(lam, np.float64)[:, None, None]
+    expected = weight * before + (1 - weight) * match * before[partner]
+    expected = np.maximum(expected, 1e-10)
+    np.testing.assert_allclose(power(mixed), expected, rtol=1e-3)
+
+
+def test_a_mixture_is_as_long_as_the_longer_of_the_two():
+    mix = augment.Mix(jnp.ones(3), jnp.array([1, 2, 0]))
+    assert mix.longest(jnp.array([5, 2, 9])).tolist() == [5, 9, 9]
+    longer = mix.either(jnp.array([True, False, False]))
+    assert longer.tolist() == [True, False, True]

@@ -78,3 +78,31 @@ def test_one_window_for_a_short_wave():
 def test_windows_with_gaps_are_refused(hop_samples):
     with pytest.raises(ValueError, match="expected 1 to 4"):
         crop.windows(np.arange(10.0), 4, hop_samples, "pad")
+
+
+def test_even_parts():
+    """As few as fit, of about one length: no useless remainder."""
+    assert [len(part) for part in crop.even_parts(np.arange(21), 10)] == [7, 7, 7]
+    assert [len(part) for part in crop.even_parts(np.arange(20), 10)] == [10, 10]
+    parts = crop.even_parts(np.zeros((23, 2)), 10)
+    assert [part.shape for part in parts] == [(8, 2), (8, 2), (7, 2)]
+    x = np.arange(7)
+    (whole,) = crop.even_parts(x, 7)
+    np.testing.assert_array_equal(whole, x)
+    np.testing.assert_array_equal(np.concatenate(crop.even_parts(x, 2)), x)
+
+
+def test_pad():
+    padded = crop.pad(np.ones((2, 3), np.float16), 4, -100.0)
+    assert padded.dtype == np.float16 and padded.shape == (4, 3)
+    assert (padded[:2] == 1).all() and (padded[2:] == -100).all()
+
+
+def test_static_lengths_are_few_and_near():
+    found = [crop.static_length(length) for length in range(1, 30_002)]
+    wasted = [size / length - 1 for length, size in enumerate(found, 1)]
+    assert min(wasted) == 0 and max(wasted[31:]) <= 0.25
+    assert np.mean(wasted[31:]) < 0.11
+    assert found[0] == 32 and found[-1] == 32_768 and found[1000] == 1024
+    assert len(set(found)) == 41
+    assert all(crop.static_length(size) == size for size in set(found))

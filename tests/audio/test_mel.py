@@ -94,3 +94,20 @@ def test_window_is_periodic_and_centred():
 def test_nonsense_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(mel.FRONTENDS["laion_unfused"], **change)
+
+
+def test_stored_values_must_fit():
+    frontend = mel.FRONTENDS["small_16k"]
+    bank = mel.pack(np.ones((256, 64), np.float32))
+    wrong = dataclasses.replace(frontend, bank="stored", bank_values=bank)
+    with pytest.raises(ValueError, match="16384 numbers, expected 257 x 64"):
+        mel.mel_bank(wrong)
+    window = mel.pack(np.ones(400, np.float32))
+    wrong = dataclasses.replace(frontend, window_values=window)
+    with pytest.raises(ValueError, match="400 numbers, expected n_fft, which is 512"):
+        mel.window(wrong)
+
+
+def test_who_needs_the_mel_of_the_whole_clip():
+    needy = {name for name, front in mel.FRONTENDS.items() if front.whole_mel}
+    assert needy == {"laion_fused", "blat"}

@@ -7,6 +7,7 @@ from clap_jax import convert
 from clap_jax.audio import mel
 from clap_jax.convert import collapse, probe
 from clap_jax.convert.starts import TowerStart
+from clap_jax.models import zoo
 from tests.convert import hf, small
 
 
@@ -58,12 +59,31 @@ def test_random_weights_are_not_collapsed(name):
 
 
 def test_texts_by_a_tokenizer(tmp_path):
-    spec = small.spec("laion")
     hf.tokenizer().save(tmp_path)
+    over = {"audio.options": small.HTSAT, "text.options": small.BERT, "embed_dim": 6}
+    over["vocab_size"] = hf.tokenizer().vocab_size
+    spec = zoo.get_spec("laion_htsat_tiny_roberta", over)
     ids, mask = probe.tokens(spec, tmp_path)
     assert ids.shape == (8, 32)
     assert len({row.tobytes() for row in ids}) == 8
     assert mask[:, 0].all()
+    converted = convert.Converted(spec, small.variables(spec), tokenizer=tmp_path)
+    _, texts = collapse.notes(converted)
+    assert texts.startswith("embeddings of 8 made texts: mean cosine ")
+
+
+def test_a_tokenizer_of_another_model(tmp_path):
+    """It is told, and the model is tried with random tokens."""
+    hf.tokenizer().save(tmp_path)
+    spec = small.spec("laion")
+    converted = convert.Converted(spec, small.variables(spec), tokenizer=tmp_path)
+    _, told, texts = collapse.notes(converted)
+    assert told.startswith("WARNING: the tokenizer cannot be used: ")
+    assert told.endswith("the model has 50")
+    assert "texts of random tokens" in texts
+    spec = small.spec("msclap2023")  # whose style wants GPT-2's tokens
+    converted = convert.Converted(spec, small.variables(spec), tokenizer=tmp_path)
+    assert "needs GPT-2's tokens" in collapse.notes(converted)[1]
 
 
 def test_a_collapsed_tower_is_told():

@@ -5,6 +5,7 @@ import json
 import pickle
 import struct
 import sys
+import types
 
 import ml_dtypes
 import numpy as np
@@ -123,6 +124,43 @@ def test_pickles_of_other_protocols(protocol, legacy, tmp_path):
     assert found.tensors.pop("p").tolist() == [1, 1]
     assert_tensors(found.tensors)
     assert found.beside == {"epoch": 3}
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_what_training_left_beside_the_weights(protocol, tmp_path, monkeypatch):
+    """Lightning's callbacks have their class for a key; PANNs' sampler has arrays."""
+
+    class ModelCheckpoint:
+        def __init__(self):
+            self.best = 3
+
+    name = "pytorch_lightning.callbacks"
+    module = types.ModuleType(name)
+    module.ModelCheckpoint = ModelCheckpoint
+    ModelCheckpoint.__module__, ModelCheckpoint.__qualname__ = name, "ModelCheckpoint"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pytorch_lightning", types.ModuleType("x"))
+        patch.setitem(sys.modules, name, module)
+        torch.save(
+            {
+                "state_dict": as_torch(),
+                "epoch": 3,
+                "callbacks": {ModelCheckpoint: {"best": 1}, "x": ModelCheckpoint()},
+                "sampler": {"indexes": np.arange(5), "names": np.array(["a"], object)},
+            },
+            tmp_path / "a.ckpt",
+            pickle_protocol=protocol,
+        )
+    found = files.read(tmp_path / "a.ckpt")
+    assert_tensors(found.tensors)
+    assert found.beside == {"epoch": 3}
+    assert found.notes == ["left out, not part of the model: callbacks, sampler"]
+
+
+def test_arrays_among_the_tensors_are_refused(tmp_path):
+    torch.save({"model": {"a": np.arange(3)}}, tmp_path / "a.pt")
+    with pytest.raises(files.FileError, match=r"not plain tensors: a \(a LeftOver\)"):
+        files.read(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("name", ["os.system", "builtins.getattr", "torch.hub.load"])

@@ -15,11 +15,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # In a process of its own, so that its peak is of the conversion and imports alone.
 CONVERT = """
-import json, resource, sys, time
+import json, pathlib, re, sys, time
 began = time.perf_counter()
 from clap_jax.convert import __main__ as command
 status = command.main(sys.argv[1:])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Not ru_maxrss, which starts with the peak of the process that started this one.
+text = pathlib.Path("/proc/self/status").read_text()
+peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", text)[1]) * 1024
 print(json.dumps([status, time.perf_counter() - began, peak]))
 """
 

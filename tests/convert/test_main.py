@@ -113,6 +113,8 @@ def test_what_exists_is_not_replaced(folder, tmp_path, capsys):
         1,
         f"error: {out} exists already: --overwrite replaces it\n",
     )
+    # Before anything is read.
+    assert "exists already" in run(capsys, tmp_path / "no.pt", out)[2]
     (out / "spec.json").write_text("old")
     assert run(capsys, source, out, "--no-check", "--overwrite")[0] == 0
     assert convert.load(out).spec == convert.load(source).spec

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import orbax.checkpoint
 import pytest
 
 from clap_jax import checkpoint, convert, sharding
@@ -169,6 +170,68 @@ def test_gpt2_buffers_of_old_transformers_are_kept(tmp_path):
     )
     back = convert.write(convert.load(own), tmp_path / "b.pth", to="msclap")
     small.same(files.read(back).tensors, state)
+
+
+@pytest.mark.parametrize("name", ["msclap2022", "msclap2023", "blat", "clapcap"])
+def test_every_fault_is_listed_and_nothing_written(name, tmp_path):
+    state = dict(small.state_dict(name))
+    norm = next(key for key in state if key.endswith("bn0.bias"))
+    table = next(k for k in state if k.endswith(("wpe.weight", "LayerNorm.weight")))
+    del state[norm]
+    state[table] = np.zeros((3, 3, 3), np.float32)
+    state["surprise"] = np.zeros(2, np.float32)
+    path = small.save(tmp_path / "a.pth", state, wrapper="model")
+    with pytest.raises(convert.ConversionError) as caught:
+        convert.convert(path, tmp_path / "b")
+    found = sorted(caught.value.errors)
+    assert len(found) == 3
+    assert f"{norm}: missing; it fills params/audio/bn0/bias" in found
+    assert "surprise: no rule for this source tensor" in found
+    assert any(x.startswith(f"{table}: shape (3, 3, 3), expected (") for x in found)
+    assert [x.name for x in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_workdirs_and_their_steps(tmp_path):
+    """What training leaves: no extras, and weights in an Orbax checkpoint."""
+    spec = small.spec("laion")
+    variables = small.variables(spec)
+    step = tmp_path / "run" / "checkpoints" / "5"
+    orbax.checkpoint.PyTreeCheckpointer().save(step / "model", variables)
+    (tmp_path / "run" / "spec.json").write_text(spec.to_json())
+    for path in (tmp_path / "run", step):
+        converted = convert.load(path)
+        assert (converted.spec, converted.origin) == (spec, None)
+        small.equal_trees(converted.variables, variables)
+    back = convert.write(converted, tmp_path / "a.pt", to="laion")
+    assert files.read(back).tensors.keys() == small.state_dict("laion").keys()
+
+
+def test_the_weights_inside_a_folder_of_ours(tmp_path):
+    own = convert.write(convert.load(source_file(tmp_path, "laion")[0]), tmp_path / "a")
+    assert convert.load(own / "model.safetensors").spec == convert.load(own).spec
+
+
+def test_a_folder_of_ours_that_was_changed(tmp_path):
+    own = convert.write(convert.load(source_file(tmp_path, "laion")[0]), tmp_path / "a")
+    text = (own / "spec.json").read_text()
+    assert '"width": 8' in text
+    (own / "spec.json").write_text(text.replace('"width": 8', '"width": 16'))
+    with pytest.raises(convert.ConversionError, match=r"shape .*, expected .*16"):
+        convert.load(own)
+    (own / "spec.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"spec.json is not a model's spec"):
+        convert.load(own)
+    (own / "spec.json").write_text(text)
+    (own / "origin.json").write_text('{"layout": "laion"}')
+    with pytest.raises(convert.FileError, match=r"origin.json is damaged"):
+        convert.load(own)
+
+
+def test_torch_compile_puts_a_prefix(tmp_path):
+    state = small.state_dict("blat")
+    path = small.save(tmp_path / "a.pth", state, prefix="module._orig_mod.")
+    converted = convert.load(path)
+    assert converted.origin.prefix == "module._orig_mod."
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path):

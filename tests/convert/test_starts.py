@@ -175,6 +175,19 @@ def test_audio_towers(kind, prefix, wrapper, name, has_front_end, tmp_path):
     assert any(words in note for note in converted.notes)
 
 
+def test_laions_audio_tower_with_its_head(tmp_path):
+    """Their "finetuned" files: the text side is not in them."""
+    state = {
+        key: x
+        for key, x in small.state_dict("laion").items()
+        if not key.startswith("text")
+    }
+    found = convert.load(small.save(tmp_path / "a.pt", state))
+    assert found.spec.kind == "htsat"
+    assert set(found.variables["params"]) == {"audio"}
+    assert "audio_projection.0.weight" in found.extra
+
+
 def test_a_start_is_read_again(tmp_path):
     _, _, state = audio_state("pann")
     path = small.save(tmp_path / "a.pth", state, wrapper="model")

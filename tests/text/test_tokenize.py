@@ -234,6 +234,113 @@ def test_threads_do_not_disturb_each_other(trained):
     assert not errors and len(wrong) == 320 and not any(wrong)
 
 
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """Folder of a small tokenizer laid out like GPT-2's: bytes, merges, end token."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bytes_of = tokenizers.pre_tokenizers.ByteLevel
+    backend.pre_tokenizer = bytes_of(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=sorted(bytes_of.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(CAPTIONS + ["wow!!! a dog!!!"] * 9, trainer)
+    assert backend.token_to_id("!!!") is not None
+    end = "<|endoftext|>"
+    backend.add_special_tokens([end])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=end, eos_token=end, unk_token=end
+    )
+    folder = tmp_path_factory.mktemp("gpt2")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+SPACE = 220  # GPT-2's id of a lone space, here as there
+
+
+def reference_ids(folder, text):
+    """MS-CLAP's steps: pad with "!", put the end token behind the text and a space."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "!"})
+    found = tokenizer(f"{text} <|endoftext|>", padding="max_length", max_length=LENGTH)
+    return found["input_ids"], found["attention_mask"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["A dog sings.", "wow!!! a dog! !", "!", "a dog ", "rain  \n", "Ein Bär, 犬"],
+)
+def test_style_msclap_is_that_of_the_reference(gpt2, text):
+    ids, mask = tokenize.load(gpt2, LENGTH, "msclap")([text])
+    want_ids, want_mask = reference_ids(gpt2, text)
+    np.testing.assert_array_equal(ids[0], want_ids)
+    np.testing.assert_array_equal(mask[0], want_mask)
+
+
+def test_style_msclap_ends_with_a_space_and_the_end_token(gpt2):
+    tokenizer = tokenize.load(gpt2, LENGTH, "msclap")
+    assert tokenizer.pad_id == 0
+    end = tokenizer.vocab_size - 1
+    (ids,), (mask,) = tokenizer(["a dog! again"])
+    count = mask.sum()
+    assert ids[count - 2 : count].tolist() == [SPACE, end]
+    assert not ids[count:].any()
+    # A "!" in the text is id 0 too, and visible.
+    assert (ids[:count] == 0).sum() == 1 and mask[:count].all()
+
+
+def test_style_msclap_keeps_the_end_of_long_texts(gpt2):
+    """MS-CLAP does not cut them, and fails on a batch of unequal lengths."""
+    text = " ".join(CAPTIONS)
+    assert len(reference_ids(gpt2, text)[0]) > LENGTH
+    tokenizer = tokenize.load(gpt2, LENGTH, "msclap")
+    ids, mask = tokenizer([text, "a dog"])
+    assert ids.shape == (2, LENGTH) and mask[0].all()
+    assert ids[0, -2:].tolist() == [SPACE, tokenizer.vocab_size - 1]
+    np.testing.assert_array_equal(
+        ids[0, :-2], reference_ids(gpt2, text)[0][: LENGTH - 2]
+    )
+
+
+@pytest.mark.parametrize("style", ["plain", "msclap"])
+def test_a_saved_tokenizer_keeps_its_style(gpt2, tmp_path, style):
+    tokenizer = tokenize.load(gpt2, LENGTH, "msclap")
+    tokenizer.save(tmp_path / "tokenizer")
+    texts = ["wow!!! a dog!", "rain"]
+    again = tokenize.load(tmp_path / "tokenizer", LENGTH, style)
+    assert (again.pad_id, again.vocab_size) == (0, tokenizer.vocab_size)
+    for ours, theirs in zip(tokenizer(texts), again(texts), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    copy = pickle.loads(pickle.dumps(again))
+    np.testing.assert_array_equal(copy(texts)[0], again(texts)[0])
+
+
+def test_styles_that_do_not_fit(gpt2, trained, tmp_path):
+    with pytest.raises(ValueError, match="unknown tokenizer style 'clip'.*plain"):
+        tokenize.load(gpt2, LENGTH, "clip")
+    with pytest.raises(ValueError, match="no padding token"):
+        tokenize.load(gpt2, LENGTH)
+    trained.save(tmp_path / "trained")
+    with pytest.raises(ValueError, match=r"needs GPT-2's tokens <\|endoftext\|>"):
+        tokenize.load(tmp_path / "trained", LENGTH, "msclap")
+
+
+def test_plain_suits_the_tokenizer_of_clip():
+    """Start and end token come from the tokenizer itself; the end survives a cut."""
+    vocab = {
+        letter: i for i, letter in enumerate(["a", "a</w>", "b", "b</w>", "ab</w>"])
+    }
+    vocab |= {"<|startoftext|>": 5, "<|endoftext|>": 6}
+    clip = transformers.CLIPTokenizer(vocab=vocab, merges=[("a", "b</w>")])
+    ids, mask = tokenize.Tokenizer(clip, 5)(["AB b", "a a a a a a"])
+    assert ids.tolist() == [[5, 4, 3, 6, 6], [5, 1, 1, 1, 6]]
+    assert mask.sum(1).tolist() == [4, 5]
+
+
 WORKER = """
 import os, sys, json
 from clap_jax.text import tokenize

@@ -253,7 +253,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         ("data.sources", ({"kind": "synthetc"},), r"synthetic"),
         ("data.sources", ({"split": "train"},), r"data.sources\[0\].kind is missing"),
         ("model", "small_transformr", r"small_transformer"),
-        ("init_from", "/nowhere", r"/nowhere holds no model"),
+        ("init_from", "/nowhere", r"/nowhere does not exist"),
     ],
 )
 def test_a_config_that_cannot_run_says_why(tmp_path, key, value, message):

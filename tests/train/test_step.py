@@ -1,5 +1,7 @@
 """The training step: same numbers on any mesh, exact totals, averages, augmentation."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from clap_jax.models import zoo
 from clap_jax.train import optim
 from clap_jax.train import state as state_lib
 from clap_jax.train import step as step_lib
+from tests import whole_mel_models
 
 BATCH = 16
 PLAIN = Augment()
@@ -57,13 +60,20 @@ DESCENT = optax.sgd(0.1)
 
 
 def run(
-    variables, batch, mesh, steps=2, ema_decay=0.0, augment=PLAIN, optimizer=DESCENT
+    variables,
+    batch,
+    mesh,
+    steps=2,
+    ema_decay=0.0,
+    augment=PLAIN,
+    optimizer=DESCENT,
+    spec=SPEC,
 ):
-    dual = zoo.build(SPEC)
+    dual = zoo.build(spec)
     variables = jax.tree.map(jnp.copy, variables)  # the step takes its state over
     state = state_lib.make_state(variables, optimizer, ema_decay > 0)
     state = state_lib.shard_state(state, mesh)
-    loss = step_lib.make_loss(dual, SPEC.frontend, augment, multi_positive=True)
+    loss = step_lib.make_loss(dual, spec.frontend, augment, multi_positive=True)
     update = step_lib.make_step(loss, dual, optimizer, seed=0, ema_decay=ema_decay)
     arrays = sharding.to_global(batch, mesh)
     compiled = step_lib.compile_step(update, state, arrays, mesh)
@@ -166,3 +176,110 @@ def test_state_survives_the_trip_through_items(variables, batch):
     state = run(variables, batch, sharding.make_mesh(), ema_decay=0.9)
     again = state_lib.from_items(state_lib.to_items(state))
     assert jax.tree.structure(again) == jax.tree.structure(state)
+
+
+# --- models that need the mel of whole clips ---
+
+AUGMENT = Augment(
+    gain_db=6.0,
+    time_shift=0.5,
+    time_stretch=0.2,
+    mel_shift_bins=1,
+    mixup_alpha=0.4,
+    time_stripes=1,
+    mel_stripes=1,
+    mel_stripe_bins=3,
+)
+
+
+def whole_mel_spec(kind):
+    """Without dropout and stripes of the tower's own, whose draws a mesh may change."""
+    spec = whole_mel_models.SPECS[kind]
+    options = {
+        "fused": {"drop_path": 0.0, "spec_augment": False},
+        "whole": {"dropout": 0.0, "fc_dropout": 0.0, "spec_augment": "none"},
+    }
+    spec = whole_mel_models.with_options(spec, **options[kind])
+    text = dataclasses.replace(spec.text, options=spec.text.options | {"dropout": 0.0})
+    return dataclasses.replace(spec, text=text)
+
+
+def whole_mel_batch(spec, seed=0):
+    """Views of which some are of longer clips, or clips of which some are shorter."""
+    rng, frontend = np.random.default_rng(seed), spec.frontend
+    shape = (frontend.clip_frames, frontend.mels)
+    mel = rng.normal(-40, 20, (BATCH, 4, *shape)).astype(np.float16)
+    ids = rng.integers(5, 64, (BATCH, spec.text_length)).astype(np.int32)
+    batch = {
+        "ids": ids,
+        "mask": np.arange(spec.text_length) < rng.integers(4, 12, (BATCH, 1)),
+        "group": np.arange(BATCH, dtype=np.int32),
+        "bad": np.zeros(BATCH, bool),
+    }
+    if frontend.views > 1:
+        longer = rng.random(BATCH) < 0.5
+        mel[~longer] = mel[~longer, :1]
+        return batch | {"mel": mel, "longer": longer}
+    frames = rng.integers(20, frontend.clip_frames + 1, BATCH).astype(np.int32)
+    frames[0] = frontend.clip_frames
+    silent = np.arange(frontend.clip_frames) >= frames[:, None]
+    mel = np.where(silent[:, :, None], np.float16(-100), mel[:, 0])
+    return batch | {"mel": mel, "frames": frames}
+
+
+@pytest.fixture(scope="module", params=["fused", "whole"])
+def whole_mel(request):
+    spec = whole_mel_spec(request.param)
+    variables = whole_mel_models.random_variables(zoo.build(spec))
+    return spec, variables, whole_mel_batch(spec)
+
+
+def test_eight_devices_equal_one_with_whole_mels(whole_mel):
+    """Lengths and flags are split with their rows, statistics are those of all rows."""
+    spec, variables, batch = whole_mel
+    assert_eight_devices_equal_one(
+        variables, batch, fsdp=1, steps=1, spec=spec, augment=AUGMENT
+    )
+
+
+def test_one_program_for_all_batches(whole_mel):
+    """Which clips are longer, and how long they are, is data. In bfloat16 and with
+    recomputation the loss is about the same, and it has a gradient."""
+    spec, variables, _ = whole_mel
+
+    def make_loss(**compute):
+        dual = zoo.build(spec, **compute)
+        return step_lib.make_loss(dual, spec.frontend, AUGMENT, multi_positive=True)
+
+    loss = jax.jit(make_loss())
+    half = make_loss(dtype="bfloat16", remat="blocks")
+    half = jax.jit(jax.value_and_grad(half, has_aux=True))
+    found = set()
+    for seed in range(3):
+        batch = whole_mel_batch(spec, seed)
+        arguments = variables["params"], variables["state"], batch, jax.random.key(0)
+        value, _ = loss(*arguments)
+        (half_value, _), gradient = half(*arguments)
+        assert float(half_value) == pytest.approx(float(value), rel=0.05)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+        found.add(float(value))
+    assert loss._cache_size() == half._cache_size() == 1
+    assert len(found) == 3 and np.isfinite(list(found)).all()
+
+
+def test_what_the_tower_hears(whole_mel):
+    """Float32 mels, flags and lengths as they came; those of mixtures are joined."""
+    spec, _, batch = whole_mel
+    heard = step_lib.sound(jax.tree.map(jnp.asarray, batch), spec.frontend)
+    assert heard.mel.dtype == jnp.float32
+    np.testing.assert_array_equal(heard.mel, batch["mel"])
+    key, known = jax.random.key(3), "longer" if spec.frontend.views > 1 else "frames"
+    np.testing.assert_array_equal(getattr(heard, known), batch[known])
+    same, mix = step_lib.augmented(key, heard, Augment(gain_db=3.0))
+    assert mix is None
+    np.testing.assert_array_equal(getattr(same, known), batch[known])
+    mixed, mix = step_lib.augmented(key, heard, Augment(mixup_alpha=0.4))
+    partner = np.asarray(mix.partner)
+    expected = np.maximum(batch[known], batch[known][partner])
+    np.testing.assert_array_equal(getattr(mixed, known), expected)
+    assert not np.array_equal(expected, batch[known])

@@ -1,0 +1,375 @@
+"""The command line: `clap-jax embed | classify | convert`, or `python -m clap_jax.cli`.
+
+Exit status: 0 when there is a result, 1 when there is none, 2 for a command that cannot
+be understood, 130 when it was stopped with Ctrl-C.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, Self
+
+import clap_jax
+
+MODEL = (
+    "workdir, saved model, folder of Hugging Face's ClapModel, file of LAION-CLAP, "
+    "MS-CLAP or BLAT, or the hub id of one (owner/name, owner/name/file.pt)"
+)
+
+EMBED = """Embed sounds, or texts, into one file.
+
+Sounds are files, folders (with all their sub-folders) and tables (CSV, TSV, JSON lines,
+Parquet) with a column of paths, in any number. What is done is kept in OUT.parts: a
+command that was stopped, or killed, goes on where it was when it is run again. A file
+that cannot be read does not stop it; all such files are listed in OUT.bad.csv, with the
+reason. Only when no file at all can be read is the exit status 1."""
+
+EMBED_END = """examples:
+  clap-jax embed --model=runs/quickstart --out=vectors.npz sounds/
+  clap-jax embed --model=laion/clap-htsat-unfused --out=vectors.parquet a.wav table.csv
+  clap-jax embed --model=630k-audioset-best.pt --out=texts.npz --texts=captions.txt
+
+results:
+  vectors.npz      arrays path (or text), seconds, embedding float32 [n, E], metadata
+  vectors.parquet  the same columns
+  vectors          a folder of ArrayRecord files, and metadata.json
+  clap_jax.embed.read(OUT) reads all three."""
+
+CLASSIFY = """Which of the labels a sound is, without training (zero-shot).
+
+One line for each sound: its path, then the most probable labels. A file that cannot be
+read is named on standard error."""
+
+CLASSIFY_END = """examples:
+  clap-jax classify --model=runs/quickstart --labels="dog,rain,church bells" a.wav b.mp3
+  clap-jax classify --model=laion/clap-htsat-fused --labels=@names.txt --json sounds/"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one sentence; no abbreviations, which would change with new options."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        options |= {"allow_abbrev": False}
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*arguments, **options)
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}\n({self.prog} --help says more)", status=2)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """End with a message on standard error and an exit status."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def make_parser(with_convert: bool) -> Parser:
+    """The whole command line; `convert` brings its own options, which need imports."""
+    parser = Parser(
+        prog="clap-jax",
+        description="Language-audio models: embed and classify, convert weights.",
+        epilog="clap-jax COMMAND --help says what a command takes.",
+    )
+    parser.add_argument("--version", action="version", version=clap_jax.__version__)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=Parser
+    )
+    _add_embed(commands)
+    _add_classify(commands)
+    convert = commands.add_parser("convert", help="weights between systems, both ways")
+    if with_convert:
+        from clap_jax.convert import __main__ as converter
+
+        converter.add_arguments(convert)
+        convert.set_defaults(run=converter.run)
+    return parser
+
+
+def _add_embed(commands: Any) -> None:
+    parser = commands.add_parser(
+        "embed",
+        help="sounds or texts to a file of vectors",
+        description=EMBED,
+        epilog=EMBED_END,
+    )
+    parser.set_defaults(run=embed)
+    _add_common(parser, "*")
+    parser.add_argument(
+        "--out", required=True, help="NAME.npz, NAME.parquet, or a folder (ArrayRecord)"
+    )
+    parser.add_argument(
+        "--texts",
+        metavar="FILE",
+        help="embed texts instead: a file with one a line, or a table of captions",
+    )
+
+
+def _add_classify(commands: Any) -> None:
+    parser = commands.add_parser(
+        "classify",
+        help="which of some labels a sound is",
+        description=CLASSIFY,
+        epilog=CLASSIFY_END,
+    )
+    parser.set_defaults(run=classify)
+    _add_common(parser, "+")
+    parser.add_argument(
+        "--labels",
+        required=True,
+        metavar="A,B,C|@FILE",
+        help="the classes, separated by commas, or @ and a file with one a line",
+    )
+    parser.add_argument(
+        "--template",
+        default="This is a sound of {}.",
+        help="a sentence with {} for the label, or the name of a set of them in "
+        "clap_jax.text.prompts (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top", type=int, default=3, metavar="N", help="labels shown (default: 3)"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object a line: path, label, probabilities of all labels",
+    )
+
+
+def _add_common(parser: Parser, files: str) -> None:
+    parser.add_argument("--model", required=True, help=MODEL)
+    parser.add_argument(
+        "--tokenizer",
+        metavar="FOLDER",
+        help="tokenizer files, for a checkpoint that has none and without a network",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=16,
+        metavar="N",
+        help="windows encoded at a time (default: 16; more for a large accelerator)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=min(16, os.cpu_count() or 4),
+        metavar="N",
+        help="sounds decoded at a time (default here: %(default)s)",
+    )
+    parser.add_argument(
+        "files", nargs=files, metavar="FILE|FOLDER|TABLE", help="what to hear"
+    )
+
+
+def embed(options: argparse.Namespace) -> int:
+    """`clap-jax embed`."""
+    from clap_jax import embed as embed_lib
+    from clap_jax.embed import items, job, stores
+
+    if bool(options.files) == bool(options.texts):
+        fail("embed needs sounds, or --texts=FILE (one of the two)", status=2)
+    try:
+        stores.check_name(options.out)
+        texts = items.texts(options.texts) if options.texts else []
+        sounds = items.sounds(options.files)
+    except ValueError as error:
+        fail(str(error), status=2)
+    clap = _load(options)
+    kind = "text" if texts else "path"
+    settings = {
+        "kind": kind,
+        "name": clap.spec.name,
+        "embed_dim": clap.spec.embed_dim,
+        "weights": clap.digest(),
+    }
+
+    def vectors(left: Sequence[str]) -> Iterator[embed_lib.Embedded]:
+        if not texts:
+            return clap.stream(
+                left, threads=options.threads, every=embed_lib.PART_ITEMS
+            )
+        return (
+            embed_lib.Embedded(text, vector)
+            for start in range(0, len(left), embed_lib.PART_ITEMS)
+            for text, vector in _zip_vectors(clap, left[start:][: embed_lib.PART_ITEMS])
+        )
+
+    began = time.perf_counter()
+    with Progress("texts" if texts else "sounds") as progress:
+        summary = job.run(
+            texts or sounds,
+            vectors,
+            options.out,
+            settings,
+            on_progress=progress.show,
+            note=options.model,
+        )
+    _report(options.out, kind, summary, clap.spec.embed_dim, began)
+    return 0 if summary.count else 1
+
+
+def _zip_vectors(clap: Any, texts: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    return zip(texts, clap.embed_text(texts), strict=True)
+
+
+def _report(out: str, kind: str, summary: Any, embed_dim: int, began: float) -> None:
+    """The last words: where the results are, and what is not in them."""
+    from clap_jax.embed import job
+    from clap_jax.writer import clock
+
+    what = {"path": "sounds", "text": "texts"}[kind]
+    if summary.count:
+        length = f", {clock(summary.seconds)} of sound" if kind == "path" else ""
+        took = clock(time.perf_counter() - began)
+        how = "was complete already" if summary.was_there else f"in {took}"
+        print(
+            f"{out}: {summary.count:,} {what}, float32 [{summary.count}, {embed_dim}]"
+            f"{length}, {how}"
+        )
+    else:
+        print(
+            f"error: none of the {summary.bad:,} {what} could be read", file=sys.stderr
+        )
+    if summary.bad:
+        print(f"{job.bad_list(out)}: {summary.bad:,} could not be read, and why")
+
+
+def classify(options: argparse.Namespace) -> int:
+    """`clap-jax classify`."""
+    from clap_jax.embed import items
+
+    try:
+        labels = _labels(options.labels)
+        sounds = items.sounds(options.files)
+    except ValueError as error:
+        fail(str(error), status=2)
+    clap = _load(options)
+    classes = clap.embed_labels(labels, options.template)
+    count = 0
+    for row in clap.stream(sounds, threads=options.threads):
+        if row.vector is None:
+            print(f"{row.item}: {row.error}", file=sys.stderr)
+            continue
+        count += 1
+        scores = clap.probabilities(row.vector[None], classes)[0]
+        ranked = sorted(range(len(labels)), key=lambda i: -scores[i])
+        if options.json:
+            print(
+                json.dumps(
+                    {
+                        "path": row.item,
+                        "label": labels[ranked[0]],
+                        "probabilities": {
+                            labels[i]: round(float(scores[i]), 6) for i in ranked
+                        },
+                    },
+                    ensure_ascii=False,
+                ),
+                flush=True,
+            )
+            continue
+        shown = [f"{labels[i]} {scores[i]:.3f}" for i in ranked[: max(options.top, 1)]]
+        print(f"{row.item}: {', '.join(shown)}", flush=True)
+    if not count:
+        fail(f"none of the {len(sounds)} sounds could be read", status=1)
+    return 0
+
+
+def _labels(text: str) -> list[str]:
+    """Names between commas, or lines of @FILE."""
+    from clap_jax.embed import items
+
+    if text.startswith("@"):
+        labels = items.texts(text[1:])
+    else:
+        labels = [label.strip() for label in text.split(",") if label.strip()]
+    if not labels:
+        raise ValueError("--labels names no label: expected A,B,C or @FILE")
+    twice = {label for label in labels if labels.count(label) > 1}
+    if twice:
+        raise ValueError(f"--labels has {min(twice)!r} twice")
+    return labels
+
+
+def _load(options: argparse.Namespace) -> Any:
+    """The model of --model."""
+    from clap_jax import api
+
+    for name in ("batch_size", "threads"):
+        if getattr(options, name) < 1:
+            flag = name.replace("_", "-")
+            fail(f"--{flag} is {getattr(options, name)}, expected 1 or more", status=2)
+    return api.load(
+        options.model, tokenizer=options.tokenizer, batch_size=options.batch_size
+    )
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line every half minute."""
+
+    def __init__(self, what: str):
+        self._what, self._bar = what, None
+        self._said = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich import progress
+            from rich.console import Console
+
+            self._bar = progress.Progress(
+                *progress.Progress.get_default_columns()[:2],
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("[cyan]{task.fields[note]}"),
+                progress.TimeElapsedColumn(),
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task(self._what, total=None, note="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, done: int, bad: int, total: int) -> None:
+        """Say how many are done."""
+        note = f"{bad} could not be read" if bad else ""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, note=note)
+        elif time.perf_counter() - self._said > 30:
+            self._said = time.perf_counter()
+            ending = f", {note}" if note else ""
+            print(f"{done} of {total} {self._what}{ending}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status, or ends with it for wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = make_parser(with_convert="convert" in arguments[:1])
+    options = parser.parse_args(arguments)
+    run: Callable[[argparse.Namespace], int | None] = options.run
+    try:
+        return run(options) or 0
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        from clap_jax.checkpoint import CheckpointError
+        from clap_jax.embed import Interrupted
+        from clap_jax.embed.parts import PartsError
+
+        if isinstance(error, Interrupted):
+            print(error, file=sys.stderr)
+            return 130
+        expected = (ValueError, OSError, ImportError, CheckpointError, PartsError)
+        if os.environ.get("CLAP_JAX_TRACEBACK") or not isinstance(error, expected):
+            raise
+        fail(f"{error}\n(CLAP_JAX_TRACEBACK=1 shows where)", status=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

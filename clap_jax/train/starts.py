@@ -1,0 +1,175 @@
+"""Weights that training starts from: whole models or single towers, ours or others'."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from clap_jax import checkpoint, convert, hub, sharding
+from clap_jax import config as config_lib
+from clap_jax.models import zoo
+
+# `config.model`, where the model is that of the checkpoint.
+MODEL = "init_from"
+
+# Published RoBERTa and BERT models come without a pooler, or with one that no loss has
+# trained; without, it starts fresh.
+_MAY_BE_FRESH = "params/text/pooler"
+_TOKENS = "params/text/tokens/embedding"
+
+
+class Start(NamedTuple):
+    """One entry of `init_from`: its name there, and what lies there."""
+
+    name: str
+    model: convert.Converted
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a pair of towers, and not one, or a captioner."""
+        return isinstance(self.model.spec, zoo.Spec)
+
+
+def load(config: ConfigDict) -> list[Start]:
+    """What `init_from` names, without reading the tensors yet.
+
+    Raises ConfigError where it is no path nor a sequence of them, and what
+    `hub.find` and `convert.load` raise.
+    """
+    names = config_lib.plain(config.init_from)
+    names = (names,) if isinstance(names, str) else names
+    if not isinstance(names, tuple) or not all(isinstance(x, str) for x in names):
+        raise config_lib.ConfigError(
+            f"init_from is {names!r}, expected a path or hub id, or several: ('a', 'b')"
+        )
+    starts = []
+    for name in filter(None, names):
+        starts.append(Start(name, convert.load(hub.find(name))))
+        for note in starts[-1].model.notes:
+            logging.info("init_from %s: %s", name, note)
+    return starts
+
+
+def tokenizer_folder(starts: Sequence[Start]) -> Path | None:
+    """The tokenizer of the first start that has one."""
+    folders = (start.model.tokenizer for start in starts)
+    return next((folder for folder in folders if folder is not None), None)
+
+
+def check_tokenizer(starts: Sequence[Start], pattern: str) -> None:
+    """Raise where token embeddings are filled in, and nothing says whose tokens."""
+    for start in starts:
+        has_tokens = _TOKENS in sharding.flatten(start.model.variables)
+        if has_tokens and re.fullmatch(pattern, _TOKENS):
+            raise config_lib.ConfigError(
+                f"init_from {start.name} has token embeddings, but no tokenizer: put "
+                "its files into a folder, and set model_overrides.tokenizer to it (or "
+                "leave the text tower out with init_pattern)"
+            )
+
+
+def spec_of(starts: Sequence[Start]) -> zoo.Spec:
+    """The spec of the first start that is a whole model. Raises ConfigError."""
+    for start in starts:
+        if start.is_whole:
+            return start.model.spec
+    raise config_lib.ConfigError(
+        "model is 'init_from', but init_from names no whole model: name a row of the "
+        "zoo, or a checkpoint with both towers"
+    )
+
+
+def fill(
+    variables: dict[str, Any], starts: Sequence[Start], spec: zoo.Spec, pattern: str
+) -> dict[str, Any]:
+    """Replace the leaves that the starts have and `pattern` matches, in their order.
+
+    A whole model must have every leaf that matches; one tower every leaf of its side.
+    Raises CheckpointError that lists those that are missing or of another shape, and
+    ValueError where a start has nothing that matches.
+    """
+    for start in starts:
+        _warn(start, spec)
+        found = sharding.flatten(start.model.variables)
+        # Else it is asked for all: what a whole model lacks is an error.
+        own = pattern if start.is_whole else _within(found, variables, pattern)
+        variables = checkpoint.fill(
+            variables,
+            start.model.variables,
+            own,
+            f"init_from {start.name} (init_pattern says which parameters it fills)",
+        )
+        start.model.release()
+        filled = set(sharding.flatten(variables))
+        unused = sorted(path for path in found if path not in filled)
+        if unused:
+            logging.info(
+                "init_from %s: %d tensors that the model has no place for: %s",
+                start.name,
+                len(unused),
+                ", ".join(unused[:5]),
+            )
+    return variables
+
+
+def _within(found: dict[str, Any], variables: dict[str, Any], pattern: str) -> str:
+    """`pattern` for those parts of the model, such as `params/text`, that are there."""
+    wanted = sharding.flatten(variables)
+    parts = {_part(path) for path in found} & {_part(path) for path in wanted}
+    fresh = ""
+    if not any(path.startswith(_MAY_BE_FRESH) for path in found):
+        fresh = f"(?!{re.escape(_MAY_BE_FRESH)}/)"
+    inside = "|".join(re.escape(part) for part in sorted(parts))
+    return rf"{fresh}(?=(?:{inside})/)(?:{pattern})"
+
+
+def _part(path: str) -> str:
+    return "/".join(path.split("/")[:2])
+
+
+def _warn(start: Start, spec: zoo.Spec) -> None:
+    """Log where a start was another model than the one that it fills."""
+    there = start.model.spec
+    if start.is_whole:
+        pairs = {
+            name: (dataclasses.asdict(there)[name], dataclasses.asdict(spec)[name])
+            for name in ("frontend", "audio", "text")
+        }
+        pairs |= {name: (getattr(there, name), getattr(spec, name)) for name in _WORDS}
+    elif hasattr(there, "side"):
+        own = getattr(spec, there.side)
+        same_kind = there.kind == own.kind
+        pairs = {there.side: (there.options, own.options if same_kind else {})}
+    else:
+        pairs = {"audio": (there.audio.options, spec.audio.options)}
+    differing = []
+    for name, (their, own) in pairs.items():
+        their, own = (sharding.flatten({name: value}, ".") for value in (their, own))
+        differing += [
+            f"{key} {_short(their[key])} there, {_short(own.get(key))} here"
+            for key in their
+            if their[key] != own.get(key) and not key.endswith(_HARMLESS)
+        ]
+    if differing:
+        logging.warning(
+            "init_from %s was made for another model: %s (model='init_from' takes "
+            "the model of the checkpoint)",
+            start.name,
+            "; ".join(differing),
+        )
+
+
+# Whole models are compared in these too.
+_WORDS = ("head", "text_length", "tokenizer_style")
+
+# Options that change training alone, or only add a head.
+_HARMLESS = ("dropout", "drop_path", "spec_augment", "classes")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
