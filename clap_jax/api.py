@@ -76,11 +76,12 @@ def load(
         )
     for note in converted.notes:
         logging.info("%s: %s", path, note)
-    where = tokenizer or converted.tokenizer or spec.tokenizer
+    where = str(tokenizer or converted.tokenizer or spec.tokenizer)
+    late = LateTokenizer(functools.partial(_load_tokenizer, where, spec))
     return Clap(
         spec,
         converted.variables,
-        LateTokenizer(functools.partial(_load_tokenizer, str(where), spec)),
+        late if tokenizer is None else late.found,
         batch_size=batch_size,
         extra=converted.extra,
         origin=converted.origin,
@@ -210,19 +211,9 @@ class Clap:
             For every sound, in order, an `Embedded` with its vector and its seconds, or
             with the reason why there is none.
         """
-        for group in self._read(audio, threads, every):
-            parts = [part for _, part, error in group if error is None]
-            vectors = iter(self._encode(parts) if parts else ())
-            for clip, part, error in group:
-                if error is not None:
-                    why = str(error).removeprefix(f"{clip}: ")
-                    yield Embedded(clip, None, error=why)
-                    continue
-                vector, seconds = next(vectors), float(part.seconds.sum())
-                if np.isfinite(vector).all():
-                    yield Embedded(clip, vector, seconds)
-                else:
-                    yield Embedded(clip, None, error="its embedding is not finite")
+        with contextlib.closing(self._read(audio, threads, every)) as groups:
+            for group in groups:
+                yield from self._embedded(group)
 
     def digest(self) -> str:
         """Short hex of spec and weights: other weights, another digest."""
@@ -309,6 +300,21 @@ class Clap:
                 group, windows, held_bytes = [], 0, 0
         if group:
             yield group
+
+    def _embedded(self, group: Sequence[Read]) -> Iterator[Embedded]:
+        """What `_read` gives, encoded."""
+        parts = [part for _, part, error in group if error is None]
+        vectors = iter(self._encode(parts) if parts else ())
+        for clip, part, error in group:
+            if error is not None:
+                why = str(error).removeprefix(f"{clip}: ")
+                yield Embedded(clip, None, error=why)
+                continue
+            vector, seconds = next(vectors), float(part.seconds.sum())
+            if np.isfinite(vector).all():
+                yield Embedded(clip, vector, seconds)
+            else:
+                yield Embedded(clip, None, error="its embedding is not finite")
 
     def _encode(self, parts: list[Heard]) -> np.ndarray:
         """What `_windows` made of each clip to float32 [n, E].

@@ -251,7 +251,7 @@ def classify(options: argparse.Namespace) -> int:
     count = 0
     for row in clap.stream(sounds, threads=options.threads):
         if row.vector is None:
-            print(f"{row.item}: {row.error}", file=sys.stderr)
+            print(_printable(f"{row.item}: {row.error}"), file=sys.stderr)
             continue
         count += 1
         scores = clap.probabilities(row.vector[None], classes)[0]
@@ -260,7 +260,7 @@ def classify(options: argparse.Namespace) -> int:
             print(
                 json.dumps(
                     {
-                        "path": row.item,
+                        "path": _printable(row.item),
                         "label": labels[ranked[0]],
                         "probabilities": {
                             labels[i]: round(float(scores[i]), 6) for i in ranked
@@ -272,10 +272,15 @@ def classify(options: argparse.Namespace) -> int:
             )
             continue
         shown = [f"{labels[i]} {scores[i]:.3f}" for i in ranked[: max(options.top, 1)]]
-        print(f"{row.item}: {', '.join(shown)}", flush=True)
+        print(_printable(f"{row.item}: {', '.join(shown)}"), flush=True)
     if not count:
         fail(f"none of the {len(sounds)} sounds could be read", status=1)
     return 0
+
+
+def _printable(text: str) -> str:
+    """`text` with question marks for bytes of a file's name that are no UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _labels(text: str) -> list[str]:

@@ -164,7 +164,7 @@ class ClapModel:
         rate_hz = sampling_rate or self.clap.spec.frontend.rate_hz
         if isinstance(audio, str | Path) or getattr(audio, "ndim", 0) == 1:
             audio = [audio]
-        elif audio and isinstance(audio[0], int | float):
+        elif len(audio) and isinstance(audio[0], int | float):
             audio = [np.asarray(audio)]
         return self.clap.embed_audio(
             [

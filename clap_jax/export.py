@@ -22,7 +22,9 @@ argument of a program is a dict of those weights whose path it names, the others
                                                     any N from 32 on
     text    ids i32 [B, L], mask bool [B, L]
 
-and both give unit vectors, f32 [B, E]. JAX reads what it wrote for half a year at least
+and both give unit vectors, f32 [B, E]. Waves are in [-1, 1] and taken as they are:
+`audio.io.quantise` before, where the front end of the spec has `int16_trip`, makes them
+what `Clap.embed_audio` hears. JAX reads what it wrote for half a year at least
 (see the calling conventions of `jax.export`).
 """
 
@@ -48,6 +50,19 @@ SIDES = ("audio", "text")
 # Frames of the shortest mel that a tower for whole clips takes.
 LEAST_FRAMES = 32
 
+# What an exported folder holds.
+_OWN = (
+    "audio.stablehlo",
+    "text.stablehlo",
+    "export.json",
+    checkpoint.WEIGHTS_FILE,
+    "spec.json",
+    "tokenizer",
+)
+
+# Kinds of numbers that an input of a dtype may be given as: no scale is guessed.
+_KINDS = {"float32": "f", "int32": "iu", "bool": "b"}
+
 
 class Program(NamedTuple):
     """One tower: its function of weights and inputs, and the inputs by name."""
@@ -66,8 +81,8 @@ def write(
 ) -> None:
     """Write the programs, the weights and what both are into `folder`.
 
-    The platforms need not be here. Raises ValueError for unknown ones and for a batch
-    size below 1.
+    The platforms need not be here. Raises ValueError for unknown ones, for a batch size
+    below 1 and for a folder that holds anything but an export.
     """
     unknown = [name for name in platforms if name not in PLATFORMS]
     if unknown or not platforms:
@@ -77,6 +92,13 @@ def write(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
     folder.mkdir(parents=True, exist_ok=True)
+    others = sorted(x.name for x in folder.iterdir() if x.name not in _OWN)
+    if others:
+        raise ValueError(
+            f"{folder} holds other things ({others[0]}): export to a folder of its own"
+        )
+    # Written last: without it the folder is no export.
+    (folder / "export.json").unlink(missing_ok=True)
     described: dict[str, Any] = {
         "batch_size": batch_size,
         "platforms": list(platforms),
@@ -213,6 +235,8 @@ class Towers:
                     f"{name} has shape {value.shape}, expected (n, "
                     f"{', '.join(map(str, shape[1:]))})"
                 )
+            if value.dtype.kind not in _KINDS[dtype]:
+                raise ValueError(f"{name} is {value.dtype}, expected {dtype}")
             checked.append(value.astype(dtype))
         rows = [np.zeros((0, self.described["embed_dim"]), np.float32)]
         for start in range(0, len(checked[0]), size):

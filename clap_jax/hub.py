@@ -1,5 +1,6 @@
 """Checkpoints on the Hugging Face hub by their id; the local cache comes first."""
 
+import json
 import re
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def find(where: str | Path) -> Path:
             except (OSError, ValueError) as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 continue
+            if is_local and not file and not _is_whole(folder):
+                continue  # a download that was interrupted
             if any(folder.glob(patterns[0])):
                 return folder / file if file else folder
             reason = f"that repository has no {file or ' or '.join(_WEIGHTS)}"
@@ -55,6 +58,17 @@ def find(where: str | Path) -> Path:
         f"{where} is not here, not in the local cache of the Hugging Face hub, and "
         f"cannot be had from there: {reason}{ending}"
     )
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a snapshot has what describes its model, and every part of its weights."""
+    if not any((folder / name).is_file() for name in ("config.json", "spec.json")):
+        return False
+    for index in folder.glob("*.index.json"):
+        parts = json.loads(index.read_text()).get("weight_map", {}).values()
+        if not all((folder / part).is_file() for part in parts):
+            return False
+    return True
 
 
 def _snapshot(repository: str, patterns: list[str], is_local: bool) -> Path:

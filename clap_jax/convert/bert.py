@@ -40,6 +40,14 @@ def rules(options: Mapping[str, Any], prefix: str) -> list[Rule]:
     ]
     if options["pool"] == "pooler":
         table += linear(r"pooler\.dense", "params/text/pooler")
+    # Names of the first port to PyTorch, which bert-base-uncased on the hub still has.
+    # They come last, so that nothing is written under them.
+    for old, name in ((r"LayerNorm\.gamma", "scale"), (r"LayerNorm\.beta", "bias")):
+        table += [
+            Rule(rf"embeddings\.{old}", f"{embed}/norm_embed/{name}"),
+            Rule(rf"{_LAYER}\.attention\.output\.{old}", f"{block}/norm1/{name}"),
+            Rule(rf"{_LAYER}\.output\.{old}", f"{block}/norm2/{name}"),
+        ]
     start = re.escape(prefix)
     return [
         Rule(start + rule.source_regex, rule.target_path, rule.transform)

@@ -10,6 +10,7 @@ import math
 import mmap
 import struct
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -251,8 +252,19 @@ def _pickle(path: Path, zipped: bool) -> Source:
         # Mapped privately. Whoever wrote to a page would lose it when it is released.
         for array in source.tensors.values():
             array.flags.writeable = False
-        source.areas = [_area(x) for x in source.tensors.values() if x.size]
+        # A strided tensor spans more memory than is its own, and the pages of a file
+        # from a machine of the other byte order are written to while it is read.
+        if _is_native(path):
+            whole = (x for x in source.tensors.values() if x.flags.c_contiguous)
+            source.areas = [_area(x) for x in whole if x.size]
     return source
+
+
+def _is_native(path: Path) -> bool:
+    """Whether the numbers in a PyTorch archive have this machine's byte order."""
+    with zipfile.ZipFile(path) as archive:
+        orders = [x for x in archive.namelist() if x.endswith("/byteorder")]
+        return all(archive.read(x).decode() == sys.byteorder for x in orders)
 
 
 def _unwrapped(path: Path, found: Any) -> Source:

@@ -37,10 +37,12 @@ def strip(tensors: Mapping[str, np.ndarray]) -> tuple[str, dict[str, np.ndarray]
     `module.` is of DistributedDataParallel, `_orig_mod.` of torch.compile.
     """
     whole = ""
-    for prefix in PREFIXES:
-        if tensors and all(key.startswith(prefix) for key in tensors):
-            tensors = {key[len(prefix) :]: x for key, x in tensors.items()}
-            whole += prefix
+    while tensors:
+        prefixes = [x for x in PREFIXES if all(key.startswith(x) for key in tensors)]
+        if not prefixes:
+            break
+        whole += prefixes[0]
+        tensors = {key.removeprefix(prefixes[0]): x for key, x in tensors.items()}
     return whole, dict(tensors)
 
 

@@ -1,5 +1,6 @@
 """A checkpoint of any family as a model of ours, with what it takes to go back."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -142,12 +143,15 @@ def _cached(spec: AnySpec) -> Path | None:
     hub_id = getattr(spec, "tokenizer", "")
     if not hub_id:
         return None
+    if Path(hub_id).is_dir():
+        return Path(hub_id) if writing.has_tokenizer(Path(hub_id)) else None
     import huggingface_hub  # at first use: it takes a while to import
 
-    for name in ("tokenizer.json", "vocab.json", "vocab.txt"):
-        found = huggingface_hub.try_to_load_from_cache(hub_id, name)
-        if isinstance(found, str):
-            return Path(found).parent
+    with contextlib.suppress(ValueError):  # a path that was there once is no id
+        for name in ("tokenizer.json", "vocab.json", "vocab.txt"):
+            found = huggingface_hub.try_to_load_from_cache(hub_id, name)
+            if isinstance(found, str):
+                return Path(found).parent
     return None
 
 

@@ -110,7 +110,8 @@ def write(
             _write_own(converted, fresh, dtype)
         return place[0]
     name, origin = _layout(converted.spec, to), converted.origin
-    converted.notes += layouts.LAYOUTS[name].losses(converted.spec)
+    losses = layouts.LAYOUTS[name].losses(converted.spec)
+    converted.notes += [note for note in losses if note not in converted.notes]
     makers, tied = _source_tensors(converted, name, dtype)
     if to == "hf":
         with writing.destination(*place) as fresh:

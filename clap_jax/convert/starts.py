@@ -49,7 +49,7 @@ _MARKS = {
 # Prefixes under which a tower stands alone.
 _PREFIXES = {
     "htsat": ("", "sed_model.", "audio_branch."),
-    "pann": ("", "audio_branch."),
+    "pann": ("", "sed_model.", "audio_branch."),
     "bert": ("", "roberta.", "bert."),
     "gpt2": ("", "transformer."),
     "clip_text": ("", "text_model."),

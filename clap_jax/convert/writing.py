@@ -71,7 +71,11 @@ def casts(makers: Makers, dtypes: Mapping[str, str], dtype: str | None) -> Maker
         if not is_float(array.dtype):
             return array
         if dtype is not None:
-            return np.asarray(array, dtype_of(dtype), order="C")
+            with np.errstate(over="ignore"):  # found by the comparison
+                cast = np.asarray(array, dtype_of(dtype), order="C")
+            if not np.array_equal(np.isfinite(cast), np.isfinite(array)):
+                raise ValueError(f"{key}: values too large for {dtype}")
+            return cast
         if key in dtypes:
             return back_cast(key, array, dtype_of(dtypes[key]))
         return array

@@ -142,8 +142,10 @@ def _warn(start: Start, spec: zoo.Spec) -> None:
         pairs |= {name: (getattr(there, name), getattr(spec, name)) for name in _WORDS}
     elif hasattr(there, "side"):
         own = getattr(spec, there.side)
+        # Sizes that differ are errors later, and the rest no tower's file tells.
+        told = {k: v for k, v in there.options.items() if k in _TOLD}
         same_kind = there.kind == own.kind
-        pairs = {there.side: (there.options, own.options if same_kind else {})}
+        pairs = {there.side: (told, own.options if same_kind else {})}
     else:
         pairs = {"audio": (there.audio.options, spec.audio.options)}
     differing = []
@@ -156,15 +158,20 @@ def _warn(start: Start, spec: zoo.Spec) -> None:
         ]
     if differing:
         logging.warning(
-            "init_from %s was made for another model: %s (model='init_from' takes "
-            "the model of the checkpoint)",
+            "init_from %s was made for another model: %s%s",
             start.name,
             "; ".join(differing),
+            " (model='init_from' takes the model of the checkpoint)"
+            if start.is_whole
+            else "",
         )
 
 
 # Whole models are compared in these too.
 _WORDS = ("head", "text_length", "tokenizer_style")
+
+# Options that a tower's own config tells, and no shape.
+_TOLD = ("heads", "eps", "activation")
 
 # Options that change training alone, or only add a head.
 _HARMLESS = ("dropout", "drop_path", "spec_augment", "classes")

@@ -118,10 +118,7 @@ def main() -> None:
     for stage in ("waves to embeddings", "text tower"):  # and warm up
         error = np.abs(ours[stage]() - theirs[stage]()).max()
         print(f"{stage}: the two sides differ by {error:.1e} at most")
-    load = f"load {os.getloadavg()[0]:.1f} before" if hasattr(os, "getloadavg") else ""
-    print(
-        f"batch {options.batch}, {options.rounds} rounds, {os.cpu_count()} cores, {load}"
-    )
+    print(f"batch {options.batch}, {options.rounds} rounds, {os.cpu_count()} cores")
     print(f"{'ms a clip or text':22}{'clap_jax':>10}{'transformers':>14}{'ratio':>8}")
     for stage in ours:
         pairs = []
@@ -132,6 +129,9 @@ def main() -> None:
         ratio = statistics.median(b / a for a, b in pairs)
         milliseconds = (x * 1000 / options.batch for x in (a, b))
         print(f"{stage:22}{{:10.2f}}{{:14.2f}}{ratio:8.2f}".format(*milliseconds))
+    if hasattr(os, "getloadavg"):  # not on every system
+        load = os.getloadavg()[0]
+        print(f"load {load:.1f}; where it is more than this program's, measure again")
 
 
 if __name__ == "__main__":

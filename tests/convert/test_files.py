@@ -368,6 +368,17 @@ def test_releasing_pages_loses_nothing(legacy, tmp_path):
     assert bool(found.areas) is not legacy
 
 
+def test_releasing_spares_memory_that_is_not_of_the_file(tmp_path):
+    """One value spread over a shape spans more memory than the file has."""
+    wide = torch.zeros(1).expand(5_000_000)
+    torch.save({"wide": wide, "narrow": torch.ones(10)}, tmp_path / "a.pt")
+    found = files.read(tmp_path / "a.pt")
+    size = (tmp_path / "a.pt").stat().st_size
+    assert sum(count for _, count in found.areas) <= size
+    found.release()
+    assert not found.tensors["wide"][::1000].any() and found.tensors["narrow"].all()
+
+
 def test_writing_safetensors(tmp_path):
     """The library reads what we write, tensor by tensor."""
     from safetensors import safe_open

@@ -120,6 +120,27 @@ def test_text_towers(name, form, tmp_path):
     assert np.abs(aux["hidden"] - want).max() <= 1e-4 * np.abs(want).max()
 
 
+def test_berts_old_names_of_norms(tmp_path):
+    """bert-base-uncased on the hub calls weight and bias of a norm gamma and beta."""
+    state = text_model("BertModel").state_dict()
+    old = {
+        key.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): x
+        for key, x in state.items()
+    }
+    assert old.keys() != state.keys()
+    torch.save(state, tmp_path / "new.bin")
+    torch.save(old, tmp_path / "old.bin")
+    want, got = (
+        sharding.flatten(convert.load(tmp_path / name).variables)
+        for name in ("new.bin", "old.bin")
+    )
+    assert want.keys() == got.keys()
+    for path, array in want.items():
+        np.testing.assert_array_equal(got[path], array, err_msg=path)
+
+
 def test_what_is_not_the_text_tower_is_kept(tmp_path):
     text_model("RobertaForMaskedLM").save_pretrained(tmp_path / "a")
     found = convert.load(tmp_path / "a")
@@ -151,6 +172,7 @@ def audio_state(kind, classes=5):
         ("htsat", "audio_branch.", "", "finetuned.pt"),
         ("htsat", "module.audio_branch.", "state_dict", "finetuned.pt"),
         ("pann", "", "model", "Cnn14_mAP=0.431.pth"),
+        ("pann", "sed_model.", "state_dict", "PANN-fullset-map=0.439.ckpt"),
     ],
 )
 @pytest.mark.parametrize("has_front_end", [True, False])
