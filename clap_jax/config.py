@@ -152,6 +152,27 @@ def default() -> ConfigDict:
     return lock(config)
 
 
+def shrink(config: ConfigDict, audio: Mapping, text: Mapping) -> None:
+    """Make a recipe a smoke run: fresh, one step, synthetic sounds, fit for a test.
+
+    audio, text: options that make the towers small.
+    """
+    overrides = plain(config.model_overrides)
+    for side, options in (("audio", audio), ("text", text)):
+        kept = overrides.get(side, {}).get("options", {})
+        overrides[side] = {"options": kept | dict(options)}
+    config.model_overrides = overrides | {"tokenizer": ""}
+    config.init_from = ""
+    config.train.batch_size = 8
+    config.train.total_epochs = 0.0
+    config.train.total_steps = 1
+    config.train.log_steps = 1
+    config.optim.warmup_steps = 0
+    config.data.sources = ({"kind": "synthetic", "split": "train", "examples": 16},)
+    config.data.workers = 0
+    config.data.threads = 2
+
+
 def lock(config: ConfigDict) -> ConfigDict:
     """Lock the structure; free-form sections stay open (their owners check them)."""
     config.lock()

@@ -19,10 +19,9 @@ without `audio=` HTSAT starts fresh.
 from clap_jax import config as config_lib
 
 # Small enough for a test on two cores, the same code everywhere.
-SMOKE_OVERRIDES = {
-    "audio": {"options": {"width": 16, "depths": (1, 1), "heads": (2, 2)}},
-    "text": {"options": {"depth": 1, "width": 32, "mlp": 64, "heads": 4}},
-    "tokenizer": "",
+SMALL = {
+    "audio": {"width": 16, "depths": (1, 1), "heads": (2, 2)},
+    "text": {"depth": 1, "width": 32, "mlp": 64, "heads": 4},
 }
 
 
@@ -51,14 +50,5 @@ def get_config(argument=None):
     config.checkpoint.every_steps = 1000
 
     if options.smoke:
-        config.model_overrides = SMOKE_OVERRIDES
-        config.init_from = ""
-        config.train.batch_size = 8
-        config.train.total_epochs = 0.0
-        config.train.total_steps = 1
-        config.train.log_steps = 1
-        config.optim.warmup_steps = 0
-        config.data.sources = ({"kind": "synthetic", "split": "train", "examples": 16},)
-        config.data.workers = 0
-        config.data.threads = 2
+        config_lib.shrink(config, **SMALL)
     return config

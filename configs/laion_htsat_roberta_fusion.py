@@ -18,10 +18,9 @@ starts fresh. Log-mels are made by the host, since their global view needs whole
 from clap_jax import config as config_lib
 
 # Small enough for a test on two cores, the same code everywhere.
-SMOKE_OVERRIDES = {
-    "audio": {"options": {"width": 16, "depths": (1, 1), "heads": (2, 2)}},
-    "text": {"options": {"depth": 1, "width": 32, "mlp": 64, "heads": 4}},
-    "tokenizer": "",
+SMALL = {
+    "audio": {"width": 16, "depths": (1, 1), "heads": (2, 2)},
+    "text": {"depth": 1, "width": 32, "mlp": 64, "heads": 4},
 }
 
 
@@ -32,7 +31,7 @@ def get_config(argument=None):
     )
     config = config_lib.default()
     config.model = f"laion_htsat_{options.size}_fusion_roberta"
-    overrides = {"audio": {"options": {"fusion": options.fusion}}}
+    config.model_overrides = {"audio": {"options": {"fusion": options.fusion}}}
     config.init_from = (options.audio, "FacebookAI/roberta-base")
     # No model of AudioSet has what joins the views.
     fresh = "fusion|patch_local|local_conv|local_norm"
@@ -56,16 +55,5 @@ def get_config(argument=None):
     config.checkpoint.every_steps = 1000
 
     if options.smoke:
-        overrides["audio"]["options"] |= SMOKE_OVERRIDES["audio"]["options"]
-        overrides = SMOKE_OVERRIDES | overrides
-        config.init_from = ""
-        config.train.batch_size = 8
-        config.train.total_epochs = 0.0
-        config.train.total_steps = 1
-        config.train.log_steps = 1
-        config.optim.warmup_steps = 0
-        config.data.sources = ({"kind": "synthetic", "split": "train", "examples": 16},)
-        config.data.workers = 0
-        config.data.threads = 2
-    config.model_overrides = overrides
+        config_lib.shrink(config, **SMALL)
     return config

@@ -14,20 +14,19 @@ text-to-audio R@1 AudioCaps 35.6 %, Clotho 15.7 %. The checkpoint was chosen on 
 very tasks, some of whose sounds were in training.
 Deviates: cosine to 0 for reduce-on-plateau, which this project does not have; HTSAT-22
 was not released, so `audio=` takes an HTSAT of AudioSet (fresh without); the
-temperature starts at 0.07 as in the released code (the paper says 0.007); captions of
-one clip are no negatives of each other; a text ends at its end token, not one place to
-the left for every "!" in it. Not stated there, so none here: weight decay, warm-up, the
-share of each corpus.
+temperature starts at 0.07 as in the released code (the paper says 0.007); one of a
+clip's captions is drawn each time, and they are no negatives of each other; a text ends
+at its end token, not one place to the left for every "!" in it. Not stated there, so
+none here: weight decay, warm-up, the share of each corpus.
 """
 
 from clap_jax import config as config_lib
 
 # Small enough for a test on two cores, the same code everywhere. A tokenizer that is
 # trained here ends a text with </s>, token 2.
-SMOKE_OVERRIDES = {
-    "audio": {"options": {"width": 16, "depths": (1, 1), "heads": (2, 2)}},
-    "text": {"options": {"depth": 1, "width": 32, "mlp": 64, "heads": 4, "end_id": 2}},
-    "tokenizer": "",
+SMALL = {
+    "audio": {"width": 16, "depths": (1, 1), "heads": (2, 2)},
+    "text": {"depth": 1, "width": 32, "mlp": 64, "heads": 4, "end_id": 2},
 }
 
 
@@ -52,13 +51,5 @@ def get_config(argument=None):
     config.checkpoint.every_steps = 1000
 
     if options.smoke:
-        config.model_overrides = SMOKE_OVERRIDES
-        config.init_from = ""
-        config.train.batch_size = 8
-        config.train.total_epochs = 0.0
-        config.train.total_steps = 1
-        config.train.log_steps = 1
-        config.data.sources = ({"kind": "synthetic", "split": "train", "examples": 16},)
-        config.data.workers = 0
-        config.data.threads = 2
+        config_lib.shrink(config, **SMALL)
     return config

@@ -111,6 +111,11 @@ def losses(spec: zoo.Spec) -> list[str]:
             "Hugging Face's feature extractor does not send waves through 16-bit "
             "integers as this model's front end does: quiet sounds differ a little"
         )
+    if spec.audio.options["fusion"] != "none":
+        found.append(
+            "Hugging Face's feature extractor calls a clip of a batch of short ones "
+            "longer, at random: its embedding differs there, and is another each time"
+        )
     if spec.audio.options["classes"]:
         found.append("the AudioSet head is left out: a ClapModel has none")
     return found

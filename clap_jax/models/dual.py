@@ -143,7 +143,8 @@ def make(
         key: jax.Array | None = None,
     ) -> Any:
         sound = as_sound(audio)
-        sound = sound._replace(mel=jnp.asarray(sound.mel, jnp.float32))
+        sound = jax.tree.map(jnp.asarray, sound)
+        sound = sound._replace(mel=sound.mel.astype(jnp.float32))
         return encode_a(variables, sound, train, key)
 
     def encode_text(

@@ -135,7 +135,7 @@ class _LanguageModel(_Gpt2):
             "bld,cd->blc",
             hidden,
             table.embedding.astype(self.dtype),
-            preferred_element_type=jnp.float32,
+            preferred_element_type=jnp.promote_types(self.dtype, jnp.float32),
         )
         return logits, cache
 

@@ -182,8 +182,9 @@ class Attention(nn.Module):
                 past.index + x.shape[-2],
             )
             key, value = past.keys, past.values
+        wide = jnp.promote_types(self.dtype, jnp.float32)
         scores = jnp.einsum(
-            "...qhd,...khd->...hqk", query, key, preferred_element_type=jnp.float32
+            "...qhd,...khd->...hqk", query, key, preferred_element_type=wide
         )
         scores = scores if bias is None else scores + bias
         weights = nn.softmax(scores, axis=-1).astype(self.dtype)

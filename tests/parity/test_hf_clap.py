@@ -15,6 +15,7 @@ from clap_jax.audio import mel as mel_lib
 from clap_jax.convert import hf_clap, laion_clap, rules, trees
 from clap_jax.models import htsat, zoo
 from clap_jax.models.tower import Sound
+from tests.parity import laion
 
 ORACLES = ("hf_clap_unfused", "hf_clap_fused")
 # Weights of another oracle after the published renaming, on that oracle's inputs.
@@ -30,20 +31,6 @@ def exact_log_mel(wave, frontend):
     frames = frontend_lib.frame(wave, frontend) * hann
     power = np.abs(np.fft.rfft(frames)) ** 2 @ mel_lib.mel_bank(frontend)
     return (10 * np.log10(np.maximum(power, 1e-10))).astype(np.float32)
-
-
-def exact_bicubic_matrix(out, size):
-    """HTSAT's resize with places in float64, as their float64 model finds them."""
-    place = np.arange(out) * (size - 1) / (out - 1)
-    left = np.floor(place).astype(int)
-    matrix, a = np.zeros((out, size)), htsat.BICUBIC_A
-    for tap in (-1, 0, 1, 2):
-        x = np.abs(place - (left + tap))
-        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
-        far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
-        column = np.clip(left + tap, 0, size - 1)
-        np.add.at(matrix, (np.arange(out), column), np.where(x <= 1, near, far))
-    return matrix.astype(np.float32)
 
 
 def features(waves, frontend, starts, log_mel=frontend_lib.log_mel):
@@ -278,7 +265,7 @@ def test_gradients(model):
         clips(model.reference), model.spec.frontend, model.starts, exact_log_mel
     )
     inputs = (model.variables, mel, longer, model.texts)
-    outputs, gradients = model.run(*inputs, exact_bicubic_matrix)
+    outputs, gradients = model.run(*inputs, laion.exact_bicubic_matrix)
     model.check.check_gradients(gradients, absolute=("attention.self.key.bias",))
     want = model.reference.spec["grad"]["loss"]
     model.check.check_close("loss", [outputs["loss"]], [want], 1e-6)
