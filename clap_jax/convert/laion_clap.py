@@ -6,11 +6,9 @@ Source: LAION-AI/CLAP `clap_module/model.py`, laion-clap 1.1.7.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from clap_jax import sharding
 from clap_jax.audio import mel
 from clap_jax.convert import (
     banks,
@@ -20,18 +18,13 @@ from clap_jax.convert import (
     htsat,
     pann,
     parts,
-    rules,
     sizes,
-    trees,
 )
 from clap_jax.convert.rules import Extra, Rule
 from clap_jax.convert.sizes import Shapes
 from clap_jax.models import zoo
 
 AUDIO, TEXT = "audio_branch.", "text_branch."
-
-# DistributedDataParallel puts this before every key.
-PREFIX = "module."
 
 _SCALE = "logit_scale_t"
 _AUDIO_TABLES = {"htsat": htsat, "pann": pann}
@@ -205,26 +198,3 @@ def buffers(spec: zoo.Spec) -> dict[str, np.ndarray]:
                 values = rng.uniform(-limit, limit, shape).astype(np.float32)
                 found[f"{side}_transform.sequential.{layer}.{name}"] = values
     return found
-
-
-def to_variables(
-    state_dict: Mapping[str, np.ndarray], spec: zoo.Spec
-) -> dict[str, Any]:
-    """Variables of `zoo.build(spec)` from a LAION state dict of numpy arrays.
-
-    A leading `module.` of every key is dropped. Errors: `rules.ConversionError` that
-    lists every tensor left over, missing or of the wrong shape.
-    """
-    if state_dict and all(key.startswith(PREFIX) for key in state_dict):
-        state_dict = {k.removeprefix(PREFIX): v for k, v in state_dict.items()}
-    return trees.fill(*table(spec), state_dict, trees.shapes(spec))[0]
-
-
-def to_state_dict(
-    variables: Mapping[str, Any], spec: zoo.Spec
-) -> dict[str, np.ndarray]:
-    """The inverse of `to_variables` for everything that it maps (no `module.`).
-
-    Errors: `rules.ConversionError` that lists every parameter without a rule.
-    """
-    return rules.invert(table(spec)[0], sharding.flatten(variables))
