@@ -16,14 +16,11 @@ from clap_jax.audio import mel
 from clap_jax.convert import frontend as frontend_lib
 from clap_jax.convert import fusion
 from clap_jax.convert import rules as tables
-from clap_jax.convert.parts import QKV, linear, norm, qkv
+from clap_jax.convert.parts import AUDIOSET_CLASSES, QKV, linear, norm, qkv
 from clap_jax.convert.rules import Extra, Rule, Transform
 from clap_jax.models import swin
 
 STYLES = ("laion", "hf")
-
-# Classes of AudioSet, for a head that a model does not have.
-_AUDIOSET_CLASSES = 527
 
 _N = r"(\d+)"
 
@@ -183,7 +180,7 @@ def buffers(
     if style == "hf":
         return found
     found |= frontend_lib.buffers(prefix, frontend)
-    classes = options["classes"] or _AUDIOSET_CLASSES
+    classes = options["classes"] or AUDIOSET_CLASSES
     heads = {"head.weight": (classes, classes), "head.bias": (classes,)}
     if not options["classes"]:
         width = options["width"] * 2 ** (len(options["depths"]) - 1)

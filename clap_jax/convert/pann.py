@@ -15,12 +15,10 @@ from clap_jax import config as config_lib
 from clap_jax.audio import mel
 from clap_jax.convert import frontend as frontend_lib
 from clap_jax.convert import fusion
+from clap_jax.convert.parts import AUDIOSET_CLASSES
 from clap_jax.convert.rules import CONV, CONV1D, LINEAR, Extra, Rule
 
 STYLES = ("panns", "blat")
-
-# Classes of AudioSet, for a head that a model does not have.
-_AUDIOSET_CLASSES = 527
 
 
 def rules(options: Mapping[str, Any], prefix: str) -> list[Rule]:
@@ -82,7 +80,7 @@ def buffers(
     else:
         found |= frontend_lib.buffers("", frontend)
         if not options["classes"]:
-            shape = (_AUDIOSET_CLASSES, options["widths"][-1])
+            shape = (AUDIOSET_CLASSES, options["widths"][-1])
             found["fc_audioset.weight"] = np.zeros(shape, np.float32)
             found["fc_audioset.bias"] = np.zeros(shape[:1], np.float32)
     norms = ["bn0"]

@@ -7,6 +7,9 @@ from clap_jax.convert.rules import LINEAR, LINEAR_THIRDS, THIRDS, Rule
 
 QKV = ("query", "key", "value")
 
+# Classes of AudioSet, for a head that a model does not have.
+AUDIOSET_CLASSES = 527
+
 
 def linear(source: str, target: str, bias: bool = True) -> list[Rule]:
     """torch's Linear to a Dense layer."""
