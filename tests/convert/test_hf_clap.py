@@ -324,7 +324,6 @@ def test_a_model_trained_here_as_theirs(fused, tmp_path):
 
 def test_the_second_scale_is_kept_between_layouts(tmp_path):
     """logit_scale_t: from their file to LAION's and back."""
-    pytest.importorskip("torch")
     model = hf.model(4, **hf.MODELS["unfused"])
     source = hf.save(tmp_path / "source", model, hf.extractor(model, **hf.EXTRACTOR))
     converted = convert.load(source)
