@@ -1,7 +1,7 @@
 """Whether a converted model still tells one thing from another.
 
 A published port of a CLAP model gave all texts the same embedding (mean cosine 0.999),
-which nobody noticed for a year: no tensor was missing, and every shape was right.
+which stayed unnoticed for long: no tensor was missing, and every shape was right.
 """
 
 import numpy as np

@@ -57,8 +57,9 @@ class Spec:
 
     head: a name in `heads.HEADS`, used on both sides. embed_dim: E of the joint space.
     text_length: L, tokens per text. tokenizer: a hub id, or "" for one trained on the
-    captions. tokenizer_style: a name in `text.tokenize.STYLES`. logit_scale_init: the factor on the cosine at the start (not its
-    logarithm). score: a name in `dual.SCORES`. Errors: ValueError on unknown names.
+    captions. tokenizer_style: a name in `text.tokenize.STYLES`. logit_scale_init: the
+    factor on the cosine at the start (not its logarithm). score: a name in
+    `dual.SCORES`. Errors: ValueError on unknown names.
     """
 
     name: str
