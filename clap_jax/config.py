@@ -46,20 +46,35 @@ def default() -> ConfigDict:
     # Compute dtype of the towers: float32 | bfloat16. Parameters, norms, losses and
     # mels are always float32.
     config.precision = "float32"
-    # Activations recomputed in the backward pass: none | blocks.
+    # Activations recomputed in the backward pass: none | dots (all but the results of
+    # weight matrices) | blocks (all but the inputs of blocks). Less memory, more work.
     config.remat = "none"
 
     # --- where -----------------------------------------------------------------
     config.mesh = ConfigDict()
     # Devices along the batch axis; -1 takes all that `fsdp` leaves.
     config.mesh.data = -1
-    # Devices that also shard parameters and optimizer state.
+    # Devices that also shard parameters, their averages and optimizer state.
     config.mesh.fsdp = 1
+    # [regex, axis] over parameter paths, first match wins: which axis is split over
+    # `fsdp` (0, 1, ...; -1 is the last), "none" (replicated) or "auto" (the longest that
+    # divides; small ones stay whole). What no rule matches is "auto".
+    config.mesh.rules = ()
+    # Seconds after which a silent host counts as dead, and all others end.
+    config.mesh.heartbeat_seconds = 20
 
     # --- how long --------------------------------------------------------------
     config.train = ConfigDict()
     # Global batch: clip-caption pairs a step over all hosts and devices.
     config.train.batch_size = 64
+    # Parts in which a batch is encoded, one after another. The loss is still that of
+    # the whole batch, exactly (gradient caching): memory falls, towers run once more.
+    config.train.accumulate = 1
+    # Share of patches, and of words, that towers leave out in training, for speed ...
+    config.train.patch_drop = 0.0
+    config.train.token_drop = 0.0
+    # ... but in the last so many percent of the steps, which see everything.
+    config.train.undropped_percent = 10.0
     # Exactly one of the two is positive.
     config.train.total_steps = 0
     config.train.total_epochs = 0.0
@@ -73,8 +88,18 @@ def default() -> ConfigDict:
 
     # --- loss ------------------------------------------------------------------
     config.loss = ConfigDict()
-    # softmax: symmetric cross entropy over the global batch.
+    # softmax: symmetric cross entropy over the global batch; sigmoid: every pair by
+    # itself, with a learned bias (arXiv 2303.15343).
     config.loss.name = "softmax"
+    # How devices share the work, exactly alike: global (the compiler's way) | gather
+    # (all texts to all devices) | ring (texts go round) | auto (by batch and devices).
+    config.loss.impl = "auto"
+    # Rows of scores that a device has in memory at a time; 0: by their size.
+    config.loss.chunk = 0
+    # Share of the target that is spread over all texts, or clips.
+    config.loss.label_smoothing = 0.0
+    # Negatives count in proportion to exp(this * score); 0: all alike.
+    config.loss.hard_negatives = 0.0
     # True: pairs of one group (captions of one clip, clips of one label) are positives
     # of each other instead of negatives.
     config.loss.multi_positive = True
@@ -88,6 +113,8 @@ def default() -> ConfigDict:
     config.optim.beta2 = 0.98
     config.optim.epsilon = 1e-8
     config.optim.weight_decay = 0.05
+    # Adam's and Lion's first moment: float32 | bfloat16 (half the memory).
+    config.optim.momentum_dtype = "float32"
     # Warm-up: a number of steps, or a percentage of the run (one of the two).
     config.optim.warmup_steps = 0
     config.optim.warmup_percent = 0.0
@@ -106,7 +133,10 @@ def default() -> ConfigDict:
 
     # --- data ------------------------------------------------------------------
     config.data = ConfigDict()
-    # Named sources: {"kind": manifest | array_record | synthetic, "name": ...,
+    # files: what `sources` names | synthetic_device: noise that stays in the device's
+    # memory, to see how fast training is without any input.
+    config.data.source = "files"
+    # Named sources: {"kind": manifest | array_record | laion_tar | synthetic, "name": ...,
     # "weight": share of the mixture (0: in proportion to size), options of the kind}.
     config.data.sources = ()
     # Where log-mels are computed: host (workers) | device (the bus carries int16 waves) |
@@ -120,6 +150,9 @@ def default() -> ConfigDict:
     config.data.threads = 4
     # Batches made ahead.
     config.data.prefetch = 4
+    # Neighbouring clips that are read together, and shuffled as one block; above 1 for
+    # large shards on slow or remote disks.
+    config.data.read_together = 1
     # Clips that cannot be read are replaced, counted (train/bad_clips) and logged;
     # the run stops when they exceed this share of the clips seen (of 1000, while fewer
     # were seen, so that one broken clip in the first batch does not end a run).
@@ -149,6 +182,10 @@ def default() -> ConfigDict:
     # Beside metrics.jsonl, which is always written.
     config.writer.tensorboard = False
     config.writer.wandb_project = ""
+    # A trace of so many steps (0: none) for TensorBoard's profiler, in workdir/profile.
+    config.profile = ConfigDict()
+    config.profile.first_step = 10
+    config.profile.steps = 0
     return lock(config)
 
 

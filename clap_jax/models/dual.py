@@ -18,14 +18,16 @@ class Dual(NamedTuple):
     """A contrastive language-audio model.
 
     init: `init(key) -> variables`, `{"params": {"audio", "text", "audio_projection",
-        "text_projection", "logit_scale_a"}, "state": {"audio", "text"}}`.
+        "text_projection", "logit_scale_a"}, "state": {"audio", "text"}}`; with a bias,
+        "logit_bias" as well.
     encode_audio: `(variables, audio, *, train=False, key=None) ->
         ((za, aux), new_state)`; `audio` is the front end's log-mel in dB, f32
         [B, N, F], or a `tower.Sound`; `za` float32 [B, E] has rows of length one.
         `new_state` is the whole of `variables["state"]` with the audio part renewed.
     encode_text: `(variables, ids i32 [B, L], mask bool [B, L], *, train=False,
         key=None) -> ((zt, aux), new_state)`, likewise.
-    score: `(params, za [A, E], zt [T, E]) -> float32 [A, T]`, the scaled score.
+    score: `(params, za [A, E], zt [T, E]) -> float32 [A, T]`, the scaled score. Of the
+        parameters it reads those at the top whose names begin with "logit".
     constrain: `(params) -> params`, to apply after every optimizer step.
 
     aux has the tower's intermediates, "embedding" (what the tower gave) and
@@ -50,13 +52,19 @@ def l2_normalise(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
 def cosine_score(
     params: Mapping[str, Any], za: Float[Array, "A E"], zt: Float[Array, "T E"]
 ) -> Float[Array, "A T"]:
-    """exp(logit_scale_a) * za @ zt.T, in full float32 on every device.
+    """exp(logit_scale_a) * za @ zt.T + logit_bias, in full float32 on every device.
 
     LAION's models hold a second scale, `logit_scale_t`; their default loss and their
     evaluation use `logit_scale_a` in both directions (LAION-AI/CLAP issues 109, 115).
     """
     cosine = jnp.einsum("ae,te->at", za, zt, precision="highest")
-    return jnp.exp(params["logit_scale_a"]) * cosine
+    score = jnp.exp(params["logit_scale_a"]) * cosine
+    return score + params["logit_bias"] if "logit_bias" in params else score
+
+
+def score_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The few parameters that a score reads."""
+    return {name: leaf for name, leaf in params.items() if name.startswith("logit")}
 
 
 SCORES = {"cosine": cosine_score}
@@ -99,6 +107,7 @@ def make(
     *,
     examples: tuple[Any, Any],
     logit_scale_init: float,
+    logit_bias_init: float | None = None,
     score: str = "cosine",
 ) -> Dual:
     """Join towers and heads to a `Dual`.
@@ -129,8 +138,10 @@ def make(
             params[f"{side}_projection"] = initialise(head, keys[1], embedding)[
                 "params"
             ]
-        log_scale = jnp.asarray(math.log(logit_scale_init), jnp.float32)
-        return {"params": {**params, "logit_scale_a": log_scale}, "state": state}
+        params["logit_scale_a"] = jnp.float32(math.log(logit_scale_init))
+        if logit_bias_init is not None:
+            params["logit_bias"] = jnp.float32(logit_bias_init)
+        return {"params": params, "state": state}
 
     encode_a = _encoder("audio", audio, audio_projection)
     encode_t = _encoder("text", text, text_projection)

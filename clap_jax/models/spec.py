@@ -58,7 +58,8 @@ class Spec:
     head: a name in `heads.HEADS`, used on both sides. embed_dim: E of the joint space.
     text_length: L, tokens per text. tokenizer: a hub id, or "" for one trained on the
     captions. tokenizer_style: a name in `text.tokenize.STYLES`. logit_scale_init: the
-    factor on the cosine at the start (not its logarithm). score: a name in
+    factor on the cosine at the start (not its logarithm). logit_bias_init: what is added
+    to scores at the start, None for a model without bias. score: a name in
     `dual.SCORES`. Errors: ValueError on unknown names.
     """
 
@@ -74,6 +75,7 @@ class Spec:
     logit_scale_init: float
     score: str = "cosine"
     tokenizer_style: str = "plain"
+    logit_bias_init: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "text_length", "vocab_size"):

@@ -238,6 +238,7 @@ def build(spec: Spec, *, dtype: str = "float32", remat: str = "none") -> dual.Du
             ),
         ),
         logit_scale_init=spec.logit_scale_init,
+        logit_bias_init=spec.logit_bias_init,
         score=spec.score,
     )
 
