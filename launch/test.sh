@@ -7,13 +7,13 @@
 # Real audio and parity oracles are found through CLAP_JAX_TEST_DATA and
 # CLAP_JAX_TEST_ORACLES, or in ../shared/data and ../shared/oracles.
 set -euo pipefail
+# shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
+options=(ACCELERATOR) pass_on=1
 parse_arguments "$@"
+choose_extras
 make_environment ${extras[@]+"${extras[@]}"} test
-cd "$root"
-if [ ${#arguments[@]} -gt 0 ]; then
-  run exec "$venv/bin/python" -m pytest "${arguments[@]}"
-else
-  run exec "$venv/bin/python" -m pytest --cov --cov-report=term --cov-fail-under=85
-fi
+run cd "$root"
+[ ${#arguments[@]} -gt 0 ] || arguments=(--cov --cov-report=term --cov-fail-under=85)
+run_last "$venv/bin/python" -m pytest "${arguments[@]}"
