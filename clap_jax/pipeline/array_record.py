@@ -7,13 +7,12 @@ known without touching the audio. Files are written under another name and renam
 end; one that bears its name is complete.
 """
 
-import glob
 import io
 import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from array_record.python.array_record_module import (
     ArrayRecordWriter,
 )
 
+from clap_jax import remote
 from clap_jax.audio import io as audio_io
 from clap_jax.pipeline import order
 
@@ -51,13 +51,27 @@ class ArrayRecordSource:
     """Packed clips by index.
 
     path: a file, a folder (all its .array_record files) or a glob pattern; files are read
-    in the order of their names. Only the index of each file is read here. Raises
-    ArrayRecordError for files that are missing, foreign, truncated or twice the same.
+        in the order of their names. Or a URL of these (gs://, s3://): such files are
+        copied to the local disk first, all of them.
+    cache_folder: where copies go ("": ~/.cache/clap_jax/shards), cache_gib: the most
+        that it may hold, in GiB. A copy is made once, and again when the file changed.
+
+    Only the index of each file is read here. Raises ArrayRecordError for files that are
+    missing, foreign, truncated or twice the same, and OSError for copies that fail.
     """
 
-    def __init__(self, path: str | os.PathLike, name: str = "array_record"):
-        self.name, self._path = name, os.path.expanduser(os.fspath(path))
-        self._files = _files(self._path)
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        name: str = "array_record",
+        cache_folder: str = "",
+        cache_gib: float = 100.0,
+    ):
+        self.name, self._path = name, os.fspath(path)
+        if not remote.is_remote(self._path):
+            self._path = os.path.expanduser(self._path)
+        cache_folder = os.path.expanduser(cache_folder)
+        self._files = remote.stage(_files(self._path), cache_folder, cache_gib)
         with ThreadPoolExecutor(_OPENED_AT_A_TIME) as pool:
             indices = list(pool.map(_read_index, self._files))
         self._headers = [header for index in indices for header in index]
@@ -80,14 +94,31 @@ class ArrayRecordSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """A clip, its audio as bytes. Raises AudioError for a damaged record."""
-        header = self._headers[index]
-        name = f"{self._path}, clip {header['id']}"
         try:
             record = self._records[int(self._record[index])]
         except (RuntimeError, ValueError) as error:
+            name = f"{self._path}, clip {self.id(index)}"
             raise audio_io.AudioError(f"{name}: damaged record: {error}") from None
+        return self._example(index, record)
+
+    def read(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        """Several clips by one request for each file; an AudioError in place of one
+        that is damaged."""
+        try:
+            records = self._records.__getitems__(
+                [int(self._record[i]) for i in indices]
+            )
+        except (RuntimeError, ValueError):  # of one of them: which?
+            return [_or_error(self.__getitem__, index) for index in indices]
+        rows = zip(indices, records, strict=True)
+        return [_or_error(self._example, *row) for row in rows]
+
+    def _example(self, index: int, record: bytes) -> dict[str, Any]:
+        header = self._headers[index]
         if not record.startswith(RECORD_MAGIC):
-            raise audio_io.AudioError(f"{name}: starts with {record[:8]!r}, not a clip")
+            raise audio_io.AudioError(
+                f"{self._path}, clip {header['id']}: starts with {record[:8]!r}, not a clip"
+            )
         start = len(RECORD_MAGIC) + 4
         length = int.from_bytes(record[len(RECORD_MAGIC) : start], "little")
         return {**header, "audio": record[start + length :]}
@@ -186,6 +217,14 @@ def pack(
     return files
 
 
+def _or_error(function: Callable, *arguments: Any) -> Any:
+    """What the function returns, or the AudioError that it raises."""
+    try:
+        return function(*arguments)
+    except audio_io.AudioError as error:
+        return error
+
+
 def _header(example: Mapping[str, Any]) -> dict[str, Any]:
     header = {key: example[key] for key in HEADER_KEYS}
     captions = header["captions"]
@@ -213,15 +252,18 @@ def _audio_bytes(audio: Any, encoding: str, name: str) -> bytes:
 
 def _files(path: str) -> list[str]:
     """The files that `path` means; shards of a set must all be there."""
-    if os.path.isdir(path):
-        files = sorted(glob.glob(os.path.join(glob.escape(path), "*" + SUFFIX)))
+    folder = remote.is_folder(path)
+    if folder:
+        here = path.rstrip("/") if remote.is_remote(path) else path
+        named = (name for name in remote.names(here) if name.endswith(SUFFIX))
+        files = sorted(remote.join(here, name) for name in named)
     else:
-        files = [path] if os.path.isfile(path) else sorted(glob.glob(path))
+        files = list(filter(remote.is_file, remote.expand(path, SUFFIX)))
     if not files:
         raise ArrayRecordError(
             f"{path}: no {SUFFIX} file there (expected a file, a folder or a pattern)"
         )
-    if os.path.isdir(path):
+    if folder:
         present = set(files)
         for stem, shards in {m.group(1, 3) for m in map(_SHARD.fullmatch, files) if m}:
             for shard in range(int(shards)):

@@ -4,8 +4,11 @@ Training data is one endless sequence of examples, a function of the seed alone.
 batch is the next so many of them, and each host makes its share of it. What is in a batch
 therefore does not depend on how many hosts, worker processes or threads there are, and
 the position in the sequence is all that a checkpoint needs.
+
+`python -m clap_jax.pipeline.loader --measure --config=...` says how fast all this is.
 """
 
+import runpy
 import threading
 import zlib
 from collections import deque
@@ -18,6 +21,7 @@ import grain
 import numpy as np
 
 from clap_jax.audio import io
+from clap_jax.pipeline import leftovers
 from clap_jax.pipeline.ops import (
     Clip,
     Clips,
@@ -25,8 +29,9 @@ from clap_jax.pipeline.ops import (
     example_generator,
     pick_caption,
 )
-from clap_jax.pipeline.order import Order
+from clap_jax.pipeline.order import POOL_BLOCKS, Order
 from clap_jax.pipeline.sources import Source
+from clap_jax.pipeline.together import Together
 from clap_jax.text.tokenize import Tokenizer
 
 # Batches that are put together at a time: the next one begins while the last clips of
@@ -48,6 +53,7 @@ def train_dataset(
     threads: int = 4,
     workers: int = 0,
     prefetch: int = 4,
+    read_together: int = 1,
 ) -> "TrainDataset":
     """Endless, shuffled, checkpointable batches.
 
@@ -58,6 +64,11 @@ def train_dataset(
     workers: processes that make batches, 0 for threads in this one. Each has its own
         cache. Grain starts them only where absl has parsed its flags, as `clap_jax.main`
         does. prefetch: batches made ahead, by each worker.
+    read_together: G > 1: blocks of G neighbours are shuffled, and the clips of every
+        POOL_BLOCKS such blocks among each other; sources that can (tar shards,
+        ArrayRecord) read a block by one request. Each host and each worker process
+        reads the blocks that its own clips are in, so that requests fall by G where
+        POOL_BLOCKS * G clips are few beside its part of a batch, or where it is alone.
 
     A batch is a dict: `mel` float16 [B, N, F] or `wave` int16 [B, T]; `ids` int32 [B, L]
     and `mask` bool [B, L] of a caption drawn from the clip's; `group` int32 [B], equal
@@ -86,6 +97,7 @@ def train_dataset(
         names,
         [source.digest() for source, _ in sources],
         seed,
+        read_together,
     )
     global_batch = batch_size * shard[1]
     if order.examples < global_batch:
@@ -114,6 +126,11 @@ class TrainBatches:
         self._clips, self._tokenizer = clips, tokenizer
         self._batch_size, self._shard = batch_size, shard
         self._decoder = Decoder(threads)
+        size, self._together = order.read_together, None
+        if size > 1:
+            at_a_time = BATCHES_AT_A_TIME * (batch_size // size + 1)
+            kept = 2 * (POOL_BLOCKS * len(clips) + at_a_time)
+            self._together = Together(clips, size, kept)
 
     def __call__(self, first_draw: int) -> dict[str, np.ndarray]:
         """This host's part of the global batch that starts at `first_draw`."""
@@ -151,9 +168,13 @@ class TrainBatches:
         """Clips in the order of `places`; those that take work, in threads."""
         found = [self._clips[which].cached(index) for which, index in places]
         missing = [row for row, clip in enumerate(found) if clip is None]
+        reads = [None] * len(missing)
+        if self._together is not None:
+            wanted = [places[row] for row in missing]
+            reads = self._together.start(wanted, self._decoder.start)
         results = [
-            self._decoder.start(self._clips[places[row][0]].fetch, places[row][1])
-            for row in missing
+            self._decoder.start(self._clips[places[row][0]].fetch, places[row][1], read)
+            for row, read in zip(missing, reads, strict=True)
         ]
         for row, result in zip(missing, results, strict=True):
             found[row] = result()
@@ -248,6 +269,7 @@ class TrainIterator(grain.DatasetIterator):
         self._assert_not_closed()
         self.start_prefetch()
         batch = next(self._inner)
+        leftovers.remember(batch)
         self._next_draw += self._dataset.batches.global_batch
         return batch
 
@@ -257,6 +279,7 @@ class TrainIterator(grain.DatasetIterator):
     def start_prefetch(self) -> None:
         """Begin to make batches before the first is asked for."""
         if self._inner is None:
+            leftovers.watch(self)
             self._inner = self._dataset.starting_at(self._next_draw)
             self._inner.start_prefetch()
 
@@ -385,3 +408,8 @@ def _check_shard(shard: tuple[int, int]) -> None:
         raise ValueError(
             f"shard is {shard}, expected (index, count) with index < count"
         )
+
+
+if __name__ == "__main__":
+    # A config names its front end by its model, which this layer does not know.
+    runpy.run_module("clap_jax.train.measure", run_name="__main__")

@@ -9,7 +9,8 @@ Columns are found by their names, whatever their case, the first that is there:
     split      split, subset
     fold       fold
 
-`captions` and `tags` may hold lists. In a folder with sub-folders the sub-folder's name
+Tables, folders and audio files may be URLs (gs://, s3://); what such files hold is read
+when a clip is asked for. `captions` and `tags` may hold lists. In a folder with sub-folders the sub-folder's name
 is the label; in one without, the words of the file name are the caption.
 """
 
@@ -20,6 +21,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from clap_jax import remote
+from clap_jax.audio import io
 from clap_jax.pipeline import order, tables
 from clap_jax.pipeline.tables import ManifestError, Problem, Table
 from clap_jax.text import prompts
@@ -99,7 +102,9 @@ class ManifestSource:
         chosen = Columns(audio_column, tuple(caption_columns), label_column, id_column)
         columns = _columns(table, chosen)
         kept = _kept_rows(table, self._where)
-        folder = os.path.expanduser(audio_folder) or table.folder
+        if not remote.is_remote(audio_folder):
+            audio_folder = os.path.expanduser(audio_folder)
+        folder = audio_folder or table.folder
         self._origin = _origin(columns)
 
         problems: list[Problem] = []
@@ -146,8 +151,9 @@ class ManifestSource:
         return len(self._audio)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """A clip: its path, or the bytes behind its URL (AudioError without them)."""
         return {
-            "audio": self._audio[index],
+            "audio": _sound(self._audio[index]),
             "captions": self.captions(index),
             "tags": self.tags(index),
             "id": self.id(index),
@@ -220,6 +226,15 @@ def inspect_manifest(path: str | os.PathLike) -> dict[str, Any]:
         "labels": sorted({tag for own in tags for tag in own}),
         "values": {name: _distinct(table, name) for name in (split, fold) if name},
     }
+
+
+def _sound(path: str) -> str | bytes:
+    if not remote.is_remote(path):
+        return path
+    try:
+        return remote.read(path)
+    except OSError as error:
+        raise io.AudioError(str(error)) from None
 
 
 # --- columns and rows ---
@@ -331,7 +346,7 @@ def _audio_paths(
             reason = f"{found}, expected the path of an audio file"
             problems.append(Problem(table.lines[row], columns.audio, reason))
             value = ""
-        paths.append(os.path.join(folder, value.strip()) if value else "")
+        paths.append(remote.join(folder, value.strip()) if value else "")
     return paths
 
 
@@ -346,13 +361,9 @@ def _missing_files(
     missing = []
     for folder, files in by_folder.items():
         if len(files) < LISTED_FROM:
-            missing += [(row, path) for row, path in files if not os.path.isfile(path)]
+            missing += [(row, path) for row, path in files if not remote.is_file(path)]
             continue
-        try:
-            with os.scandir(folder or ".") as entries:
-                names = {entry.name for entry in entries if entry.is_file()}
-        except OSError:
-            names = set()
+        names = remote.names(folder)
         missing += [file for file in files if os.path.basename(file[1]) not in names]
     none = len(missing) == len(kept) > 1
     advice = "" if none else "check the path, or set audio_folder"

@@ -6,7 +6,7 @@ time.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -230,14 +230,21 @@ class Clips:
         whole = self.prepare.cache.get((self._number, index))
         return None if whole is None else Clip(whole, index, False)
 
-    def load(self, index: int) -> np.ndarray:
-        """The prepared clip; logs a damaged one, once, and raises AudioError."""
+    def load(self, index: int, read: Callable[[], Any] | None = None) -> np.ndarray:
+        """The prepared clip; logs a damaged one, once, and raises AudioError.
+
+        read: gives the clip's example, an AudioError in its place, or None, when the
+        source is asked for it.
+        """
         key = (self._number, index)
         whole = self.prepare.cache.get(key)
         if whole is not None:
             return whole
         try:
-            audio = self.source[index]["audio"]
+            example = read() if read is not None else None
+            if isinstance(example, io.AudioError):
+                raise example
+            audio = (example or self.source[index])["audio"]
             is_path = isinstance(audio, str)
             name = "" if is_path else f"{self.source.name} {self.source.id(index)}"
             whole = self.prepare(audio, name)
@@ -251,16 +258,18 @@ class Clips:
         self.prepare.cache.put(key, whole)
         return whole
 
-    def fetch(self, index: int) -> Clip:
+    def fetch(self, index: int, read: Callable[[], Any] | None = None) -> Clip:
         """The clip, or in place of a damaged one the next sound one by index.
 
+        read: as in `load`.
         Raises AudioError when the next REPLACEMENT_TRIES are damaged as well.
         """
         for tries in range(REPLACEMENT_TRIES + 1):
             place = (index + tries) % len(self.source)
             try:
                 if place not in self._damaged:
-                    return Clip(self.load(place), place, bad=tries > 0)
+                    whole = self.load(place, None if tries else read)
+                    return Clip(whole, place, bad=tries > 0)
             except io.AudioError:
                 continue
         raise io.AudioError(

@@ -11,6 +11,9 @@ import numpy as np
 # Weights are met to one part in so many.
 PATTERN_LENGTH = 10_000
 
+POOL_BLOCKS = 8
+"""Blocks of neighbours whose clips are shuffled among each other."""
+
 
 def digest(parts: Iterable[Any]) -> str:
     """Eight hex digits for a sequence of strings, numbers, and tuples and lists of them.
@@ -30,6 +33,7 @@ class Order:
     the sources are shuffled together and every clip comes once in an epoch. Else every
     source has a positive weight; the sources take turns in these proportions, and each
     is reshuffled whenever all of its clips have come.
+    read_together: 1, or the neighbours that are shuffled as one block, see `Blocks`.
     """
 
     def __init__(
@@ -39,7 +43,12 @@ class Order:
         names: Sequence[str],
         digests: Sequence[str],
         seed: int,
+        read_together: int = 1,
     ):
+        if read_together < 1:
+            raise ValueError(
+                f"data.read_together is {read_together}, expected 1 or more clips"
+            )
         if not lengths:
             raise ValueError("there are no sources")
         for name, length in zip(names, lengths, strict=True):
@@ -48,6 +57,7 @@ class Order:
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed is {seed}, expected 0 to 2**32 - 1")
         self.seed, self.examples = seed, sum(lengths)
+        self.read_together = read_together
         self._names, self._lengths = list(names), list(lengths)
         self._digests = list(digests)
         self._weights = _checked_weights(weights, names)
@@ -55,9 +65,12 @@ class Order:
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
         if self._weights:
             self._turns, self._ranks, self._counts = _pattern(self._weights)
-        streams = lengths if self._weights else [self.examples]
+        streams = [[length] for length in lengths] if self._weights else [lengths]
         self._shuffles = [
-            Shuffle(length, (seed, number)) for number, length in enumerate(streams)
+            Shuffle(sum(parts), (seed, number))
+            if read_together == 1
+            else Blocks(parts, read_together, (seed, number))
+            for number, parts in enumerate(streams)
         ]
 
     def __call__(self, draw: int) -> tuple[int, int]:
@@ -72,7 +85,10 @@ class Order:
         return which, self._shuffles[which](turn)
 
     def fingerprint(self) -> list[str]:
-        """Says in words which sequence this is: a line for each source, and the seed."""
+        """Says in words which sequence this is: a line for each source, and the seed.
+
+        And, where neighbours are read together, how many.
+        """
         weights = self._weights or [None] * len(self._names)
         rows = zip(self._names, self._lengths, self._digests, weights, strict=True)
         lines = [
@@ -80,6 +96,8 @@ class Order:
             + ("" if weight is None else f", weight {weight:g}")
             for name, length, data, weight in rows
         ]
+        if self.read_together > 1:
+            lines.append(f"{self.read_together} neighbours read together")
         return [*lines, f"seed {self.seed}"]
 
 
@@ -114,6 +132,74 @@ class Shuffle:
                 kept = {e: o for e, o in self._orders.items() if abs(e - epoch) == 1}
                 self._orders = {**kept, epoch: order}
             return self._orders[epoch]
+
+
+class Blocks:
+    """0 ... sum(lengths) - 1 in a new order in each epoch that is quick to read.
+
+    lengths: of the sources, one behind the other. Neighbours form blocks of `size` (the
+    last of a source may be smaller). Blocks come in random order; the clips of every
+    POOL_BLOCKS of them that follow each other are shuffled together. Random access: what
+    is kept is the order of the blocks, for two epochs, and the pools last asked for.
+    """
+
+    KEPT_POOLS = 64
+
+    def __init__(self, lengths: Sequence[int], size: int, entropy: tuple[int, int]):
+        self._lengths, self._size, self._entropy = list(lengths), size, entropy
+        starts = np.cumsum([0, *lengths])
+        self._first = np.concatenate(
+            [
+                np.arange(start, start + length, size)
+                for start, length in zip(starts, lengths)
+            ]
+        )
+        self._end = np.append(self._first[1:], starts[-1])
+        self._total = int(starts[-1])
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._pools: dict[tuple[int, int], np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        return Blocks, (self._lengths, self._size, self._entropy)
+
+    def __call__(self, number: int) -> int:
+        """The `number`-th of the endless sequence."""
+        epoch, place = divmod(number, self._total)
+        with self._lock:
+            _, ends = self._epoch(epoch)
+            pool = int(np.searchsorted(ends, place, side="right"))
+            start = int(ends[pool - 1]) if pool else 0
+            return int(self._pool(epoch, pool)[place - start])
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of the blocks, and how many clips there are up to each pool's end."""
+        if epoch not in self._epochs:
+            order = self._generator(epoch).permutation(
+                np.arange(len(self._first), dtype=np.uint32)
+            )
+            sizes = np.cumsum(self._end[order] - self._first[order])
+            ends = np.append(sizes[POOL_BLOCKS - 1 :: POOL_BLOCKS], self._total)
+            kept = {e: o for e, o in self._epochs.items() if abs(e - epoch) == 1}
+            self._epochs = {**kept, epoch: (order, ends)}
+        return self._epochs[epoch]
+
+    def _pool(self, epoch: int, pool: int) -> np.ndarray:
+        """The clips of one pool in their order."""
+        clips = self._pools.get((epoch, pool))
+        if clips is None:
+            order, _ = self._epoch(epoch)
+            blocks = order[pool * POOL_BLOCKS : (pool + 1) * POOL_BLOCKS]
+            clips = [np.arange(self._first[b], self._end[b]) for b in blocks]
+            clips = self._generator(epoch, 1 + pool).permutation(np.concatenate(clips))
+            while len(self._pools) >= self.KEPT_POOLS:
+                del self._pools[next(iter(self._pools))]
+            self._pools[epoch, pool] = clips
+        return clips
+
+    def _generator(self, epoch: int, number: int = 0) -> np.random.Generator:
+        seeds = np.random.SeedSequence((*self._entropy, epoch, number))
+        return np.random.Generator(np.random.PCG64(seeds))
 
 
 def _checked_weights(

@@ -1,17 +1,25 @@
 """What a source of clips is, and the table of the kinds there are."""
 
 import inspect
+import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from clap_jax import config as config_lib
+from clap_jax import remote
 from clap_jax.pipeline.array_record import ArrayRecordSource
 from clap_jax.pipeline.manifest import ManifestSource
 from clap_jax.pipeline.synthetic import SyntheticSource
+from clap_jax.pipeline.tars import LaionTarSource
 
 
 class Source(Protocol):
-    """Clips by index. A source can be pickled, and read by several threads at a time."""
+    """Clips by index. A source can be pickled, and read by several threads at a time.
+
+    One that reads neighbours faster together than one by one also has
+    `read(indices) -> list`: what `__getitem__` gives for each, and in place of a clip
+    that cannot be had the AudioError that it raises.
+    """
 
     name: str
     """Names the source in logs and errors; unique among the sources of a run."""
@@ -47,9 +55,23 @@ class Source(Protocol):
 SOURCES = {
     "manifest": ManifestSource,
     "array_record": ArrayRecordSource,
+    "laion_tar": LaionTarSource,
     "synthetic": SyntheticSource,
 }
 """Kinds of sources by the name that configs use."""
+
+
+def section(path: str) -> dict[str, Any]:
+    """The entry of `data.sources` for data at a path, its kind by the names there."""
+    kinds = {".tar": "laion_tar", ".array_record": "array_record"}
+    local = path if remote.is_remote(path) else os.path.expanduser(path)
+    names = [path]
+    if not path.endswith(tuple(kinds)) and remote.is_folder(local):
+        names = remote.below(local)
+    for suffix, kind in kinds.items():
+        if any(name.endswith(suffix) for name in names):
+            return {"kind": kind, "path": path}
+    return {"kind": "manifest", "path": path}
 
 
 def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:

@@ -1,12 +1,14 @@
 """Tables of clips from CSV, JSON lines, Parquet, or a folder of sounds, as columns."""
 
 import csv
+import io
 import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clap_jax import remote
 from clap_jax.text import prompts
 
 SHOWN_PROBLEMS = 20
@@ -78,15 +80,20 @@ def read(path: str | os.PathLike) -> Table:
     Lines are counted from 1 as an editor does (a CSV header is line 1); Parquet has rows,
     counted from 1. Raises ManifestError with every row that cannot be parsed.
     """
-    path = os.path.expanduser(os.fspath(path))
-    if os.path.isdir(path):
-        return _read_folder(path)
+    path = os.fspath(path)
+    if not remote.is_remote(path):
+        path = os.path.expanduser(path)
+    try:
+        if remote.is_folder(path):
+            return _read_folder(path)
+    except OSError as error:
+        raise _whole(path, error.strerror or str(error)) from None
     table = Table(path, Path(path).suffix.lower().lstrip("."), os.path.dirname(path))
     if table.kind not in READERS:
         known = ", ".join("." + kind for kind in READERS)
         raise _whole(path, f"unknown kind of table, expected {known} or a folder")
     try:
-        if os.path.getsize(path) == 0:
+        if remote.find(path).size == 0:
             raise _whole(path, "the file is empty")
         problems = READERS[table.kind](table)
     except OSError as error:
@@ -105,9 +112,17 @@ def _whole(path: str, reason: str) -> ManifestError:
     return ManifestError(path, [Problem(0, "", reason)])
 
 
+def _text(table: Table) -> io.TextIOWrapper:
+    """The file as text, its line ends as they are.
+
+    utf-8-sig: spreadsheets put a byte order mark in front of the first column's name.
+    """
+    file = remote.opened(table.path)
+    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+
+
 def _read_csv(table: Table) -> list[Problem]:
-    # utf-8-sig: spreadsheets put a byte order mark in front of the first column's name.
-    with open(table.path, encoding="utf-8-sig", newline="") as file:
+    with _text(table) as file:
         first = file.readline()
         delimiter = max(",\t;", key=first.count)
         file.seek(0)
@@ -143,7 +158,7 @@ def _header_problems(header: list[str]) -> list[Problem]:
 
 def _read_json_lines(table: Table) -> list[Problem]:
     problems, rows = [], []
-    with open(table.path, encoding="utf-8-sig") as file:
+    with _text(table) as file:
         for line, text in enumerate(file, start=1):
             if not text.strip():
                 continue
@@ -169,7 +184,8 @@ def _read_parquet(table: Table) -> list[Problem]:
 
     table.unit = "row"
     try:
-        content = parquet.read_table(table.path)
+        with remote.opened(table.path) as file:
+            content = parquet.read_table(file)
     except pyarrow.ArrowException as error:
         return [Problem(0, "", f"is not a Parquet file: {error}")]
     table.columns = {name: content[name].to_pylist() for name in content.column_names}
@@ -191,16 +207,9 @@ def _read_folder(path: str) -> Table:
 
     Sounds right in `path` have no label, but a caption: the words of their name.
     """
-    found = []
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        relative = os.path.relpath(folder, path)
-        found += [
-            Path(relative, name)
-            for name in sorted(names)
-            if not name.startswith(".")
-            and os.path.splitext(name)[1].lower() in SOUND_SUFFIXES
-        ]
+    files = map(Path, remote.below(path))
+    found = [file for file in files if file.suffix.lower() in SOUND_SUFFIXES]
+    found.sort(key=lambda file: (file.parent.parts, file.name))
     if not found:
         known = ", ".join(SOUND_SUFFIXES)
         raise _whole(path, f"no sounds in this folder (files that end in {known})")

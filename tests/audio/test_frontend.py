@@ -51,6 +51,22 @@ def test_silence_is_minus_100_db(xp):
     np.testing.assert_allclose(log_mel, front.FLOOR_DB, rtol=0, atol=1e-5)
 
 
+def test_what_is_not_silent_is_never_skipped(monkeypatch):
+    """Blocks of digital silence are skipped: every sample decides whether one is."""
+    for hop in (80, 100, 256, 300):
+        monkeypatch.setattr(front, "BLOCK_FRAMES", 10_000)
+        frontend = mel.Frontend(8000, 1.0, 256, 256, hop, 8, 0.0, 4000.0, "htk", "pad")
+        samples = 30 * hop
+        for place in range(0, samples, 41):
+            wave = np.zeros(samples, np.float32)
+            wave[place : place + 3] = 0.5
+            expected = front.log_mel(wave, frontend)
+            monkeypatch.setattr(front, "BLOCK_FRAMES", 8)
+            found = front.log_mel(wave, frontend)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+            monkeypatch.setattr(front, "BLOCK_FRAMES", 10_000)
+
+
 def test_gradient_is_finite_even_in_silence():
     frontend = mel.FRONTENDS["small_16k"]
     wave = np.random.default_rng(0).normal(0, 0.1, (2, 4000)).astype(np.float32)
