@@ -1,0 +1,406 @@
+"""Contrastive losses over a batch that is split over devices, exactly, in three ways.
+
+global: the definition, on whole arrays; the compiler splits it and keeps all scores.
+gather: every device gets all texts, and has its own rows of scores, some at a time.
+ring: texts go round, so that a device has one block of scores at a time.
+
+The last two keep O(B / devices) numbers between the passes: the backward pass computes
+the scores again, block by block (its gradients are written out, not derived).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float
+
+from clap_jax import sharding
+from clap_jax.losses import blocks, contrastive
+from clap_jax.losses.contrastive import Labels, Options
+
+Score = Callable[[Any, Any, Any], Array]
+
+# Below this, all scores of a device are nothing beside the towers' activations; it is
+# also what a block of scores may take.
+SCORES_BYTES = 64 * 2**20
+# What all texts and their gradients may take before they go round instead.
+TEXTS_BYTES = 128 * 2**20
+
+
+def choose(
+    options: Options, batch: int, devices: int, width: int
+) -> tuple[Options, str]:
+    """`options` with `impl` and `chunk` decided, and a line for the log that says why.
+
+    batch: clips (and texts) over all devices; width: numbers in an embedding.
+    """
+    rows = -(-batch // devices)
+    scores, texts = 4 * rows * batch, 2 * 4 * batch * width
+    impl = options.impl
+    if impl == "auto":
+        impl = "global"
+        if scores > SCORES_BYTES:
+            impl = "gather" if texts <= TEXTS_BYTES or devices == 1 else "ring"
+    chunk = options.chunk
+    if not chunk and impl != "global":
+        chunk = _fitting_rows(rows, batch if impl == "gather" else rows)
+    told = "" if options.impl == "auto" else ", as loss.impl says"
+    at_once = f"{min(chunk, rows)} rows at a time" if chunk else "all rows at once"
+    reason = (
+        f"{options.name} loss, {impl}{told}: {batch} x {batch} scores over {devices} "
+        f"device(s) are {_size(scores)} a device (global up to {_size(SCORES_BYTES)}), "
+        f"all texts with gradients {_size(texts)} (gather up to {_size(TEXTS_BYTES)}); "
+        f"{at_once}"
+    )
+    return dataclasses.replace(options, impl=impl, chunk=chunk), reason
+
+
+def _fitting_rows(rows: int, columns: int) -> int:
+    """Rows at a time: a divisor of all rows if a good one is near, else 8 or more."""
+    most = max(SCORES_BYTES // (4 * columns), 8)
+    if most >= rows:
+        return rows
+    divisor = next(n for n in range(most, 0, -1) if rows % n == 0)
+    return divisor if 2 * divisor > most else most // 8 * 8
+
+
+def _size(count_bytes: int) -> str:
+    power = min(max(count_bytes.bit_length() - 1, 0) // 10, 3)
+    return f"{count_bytes / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+
+
+def pair_loss(
+    score: Score,
+    params: Any,
+    audio: Any,
+    text: Any,
+    labels: Labels,
+    options: Options,
+    mesh: Mesh,
+) -> contrastive.Pair:
+    """The loss of a whole batch as (sum, count), float32 scalars.
+
+    score: `(params, audio block, text block) -> float32 [a, t]`, differentiable; it must
+    not close over traced values. params: small, the same on all devices. audio, text:
+    an array, or a tree of them, [B, ...], split over `sharding.BATCH_AXES`; narrow
+    floats become float32 before they are scored. labels: see `contrastive.Labels`.
+    Call it inside jit. Differentiable in params, audio and text.
+
+    Raises ValueError when the batch does not divide over the devices.
+    """
+    labels = jax.tree.map(jnp.asarray, labels)
+    clips, texts = labels.clip.shape[0], labels.text.shape[0]
+    for what, amount, tree in (("clips", clips, audio), ("texts", texts, text)):
+        sizes = {leaf.shape[0] for leaf in jax.tree.leaves(tree)}
+        if sizes != {amount}:
+            raise ValueError(f"{amount} labels for {sorted(sizes)} {what}")
+    for what, amount in (("clips", clips), ("texts", texts)):
+        if amount % mesh.size:
+            raise ValueError(
+                f"{amount} {what} are not divisible by {mesh.size} devices"
+            )
+    width = sum(leaf.size // texts for leaf in jax.tree.leaves(text))
+    options, _ = choose(options, max(clips, texts), mesh.size, width)
+
+    if options.impl == "global" and not options.chunk:
+        scores = score(params, _wide(audio), _wide(text))
+        return contrastive.pair_loss(scores, labels, options)
+    exact = _Exact(score, options, mesh, clips, texts)
+    return _pair_loss(exact, params, audio, text, labels)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _pair_loss(
+    exact: "_Exact", params: Any, audio: Any, text: Any, labels: Labels
+) -> contrastive.Pair:
+    return exact.forward(params, audio, text, labels)[0]
+
+
+def _forward(exact: "_Exact", params: Any, audio: Any, text: Any, labels: Labels):
+    pair, kept = exact.forward(params, audio, text, labels)
+    return pair, (params, audio, text, kept)
+
+
+def _backward(exact: "_Exact", residuals: Any, cotangents: Any):
+    # The count depends on the labels alone.
+    return *exact.backward(*residuals, cotangents[0]), None
+
+
+_pair_loss.defvjp(_forward, _backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Exact:
+    """A loss by blocks, over whole arrays (global) or split ones (gather, ring).
+
+    Row chunks of `global` take rows of every device, so that all have work.
+    """
+
+    score: Score
+    options: Options
+    mesh: Mesh
+    clips: int
+    texts: int
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return () if self.options.impl == "global" else sharding.BATCH_AXES
+
+    @property
+    def loss(self) -> blocks.Softmax | blocks.Sigmoid:
+        return blocks.make(self.options, self.clips, self.texts)
+
+    def split(self, function: Callable, inputs: str, outputs: tuple) -> Callable:
+        """`function` on each device's part; "s" marks what is split, "r" what is not."""
+        if not self.axes:
+            return function
+        spec = {"s": PartitionSpec(self.axes), "r": PartitionSpec()}
+        return jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=tuple(spec[c] for c in inputs),
+            out_specs=jax.tree.map(spec.get, outputs),
+            check_vma=False,
+        )
+
+    def forward(self, params: Any, audio: Any, text: Any, labels: Labels):
+        """((sum, count), what the backward pass needs of every row and column)."""
+        return self.split(self._forward, "rsss", (("r", "r"), "s"))(
+            params, audio, text, labels
+        )
+
+    def backward(self, params: Any, audio: Any, text: Any, kept: Any, cotangent: Array):
+        """Gradients of params, audio and text."""
+        return self.split(self._backward, "rsssr", ("r", "s", "s"))(
+            params, audio, text, kept, cotangent
+        )
+
+    def _forward(self, params: Any, audio: Any, text: Any, labels: Labels):
+        loss = self.loss
+        dtype = self._dtype(params, audio, text)
+        rows, columns = blocks.mark(labels, self.options, dtype, self.axes)
+        merge = functools.partial(blocks.merge, loss.powers)
+
+        def visit(guest: Any):
+            text, columns = guest
+
+            def step(found: blocks.Statistics, mine: Any):
+                audio, rows = mine
+                scores = self._score(params, audio, text)
+                target = blocks.targets(rows, columns)
+                found = merge(found, loss.statistics(scores, target, 0))
+                return found, loss.statistics(scores, target, 1)
+
+            nothing = loss.empty(columns.text.shape[0], dtype, 0)
+            found, of_rows = self._by_rows(step, nothing, (audio, rows))
+            return of_rows, found
+
+        of_rows, of_columns = self._meet(
+            visit,
+            (text, columns),
+            merge,
+            merge,
+            loss.empty(rows.clip.shape[0], dtype, 1),
+            loss.empty(columns.text.shape[0], dtype, 0),
+            self._scatter_statistics,
+        )
+        row_loss, row_anchors = loss.finish(of_rows, rows.inverse, 1)
+        column_loss, column_anchors = loss.finish(of_columns, columns.inverse, 0)
+        total = self._sum(row_loss.sum() + column_loss.sum())
+        if self.options.name == "sigmoid":
+            count = jnp.asarray(self.clips, dtype)
+        else:
+            active = [(line.inverse > 0).sum() for line in (rows, columns)]
+            count = self._sum(sum(active).astype(dtype)) / 2
+        return (total, count), ((rows, row_anchors), (columns, column_anchors))
+
+    def _backward(
+        self, params: Any, audio: Any, text: Any, kept: Any, cotangent: Array
+    ):
+        loss, (of_rows, of_columns) = self.loss, kept
+
+        def visit(guest: Any):
+            text, (columns, column_anchors) = guest
+
+            def step(found: Any, mine: Any):
+                audio, (rows, row_anchors) = mine
+                scores, pull = jax.vjp(
+                    self._score, _wide(params), _wide(audio), _wide(text)
+                )
+                slopes = loss.slopes(
+                    scores,
+                    blocks.targets(rows, columns),
+                    (rows.inverse, columns.inverse),
+                    (row_anchors, column_anchors),
+                )
+                of_params, of_audio, of_text = pull(slopes)
+                return _add(found, (of_params, of_text)), of_audio
+
+            nothing = _zeros((params, text))
+            found, of_audio = self._by_rows(step, nothing, (audio, of_rows))
+            return (found[0], of_audio), found[1]
+
+        (of_params, of_audio), of_text = self._meet(
+            visit,
+            (text, of_columns),
+            _add,
+            _add,
+            _zeros((params, audio)),
+            _zeros(text),
+            self._scatter_sum,
+        )
+        of_params = jax.tree.map(self._sum, of_params)
+        return tuple(
+            jax.tree.map(lambda g, x: (cotangent * g).astype(x.dtype), gradient, value)
+            for gradient, value in (
+                (of_params, params),
+                (of_audio, audio),
+                (of_text, text),
+            )
+        )
+
+    def _score(self, params: Any, audio: Any, text: Any) -> Float[Array, "A T"]:
+        scores = self.score(_wide(params), _wide(audio), _wide(text))
+        return _wide(scores)
+
+    def _dtype(self, *arguments: Any) -> Any:
+        return jax.eval_shape(self._score, *arguments).dtype
+
+    def _by_rows(self, step: Callable, carry: Any, rows: Any) -> tuple[Any, Any]:
+        """`step(carry, rows) -> (carry, found)` over chunks of rows, as if over all.
+
+        A last chunk may be smaller.
+        """
+        parts = 1 if self.axes else self.mesh.size
+        size = jax.tree.leaves(rows)[0].shape[0] // parts
+        chunk = min(self.options.chunk or size, size)
+        whole = size // chunk
+
+        def cut(x: Array, first: int, count: int, chunk: int) -> Array:
+            x = x.reshape(parts, size, *x.shape[1:])[:, first : first + count * chunk]
+            x = x.reshape(parts, count, chunk, *x.shape[2:])
+            return jnp.moveaxis(x, 1, 0).reshape(count, parts * chunk, *x.shape[3:])
+
+        def joined(x: Array) -> Array:
+            x = x.reshape(x.shape[0], parts, -1, *x.shape[2:])
+            return jnp.moveaxis(x, 0, 1).reshape(parts, -1, *x.shape[3:])
+
+        if whole == 1 and chunk == size:
+            return step(carry, rows)
+        chunks = jax.tree.map(lambda x: cut(x, 0, whole, chunk), rows)
+        carry, found = jax.lax.scan(step, carry, chunks)
+        found = jax.tree.map(joined, found)
+        if rest := size - whole * chunk:
+            last = jax.tree.map(lambda x: cut(x, whole * chunk, 1, rest)[0], rows)
+            carry, of_last = step(carry, last)
+            found = jax.tree.map(
+                lambda x, y: jnp.concatenate([x, joined(y[None])], axis=1),
+                found,
+                of_last,
+            )
+        return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
+    def _meet(
+        self,
+        visit: Callable,
+        guest: Any,
+        join_mine: Callable,
+        join_theirs: Callable,
+        mine: Any,
+        theirs: Any,
+        scatter: Callable,
+    ) -> tuple[Any, Any]:
+        """Let this device's rows meet all columns.
+
+        visit: `(guest) -> (mine, theirs)`, what a block of columns `guest` adds to my
+        rows and to its own columns; both are joined over all meetings, beginning with
+        the given empty ones. theirs: comes back to where the guest is at home.
+        """
+        if not self.axes:
+            return visit(guest)
+        if self.options.impl == "gather":
+            mine, theirs = visit(
+                jax.tree.map(
+                    lambda x: jax.lax.all_gather(x, self.axes, tiled=True), guest
+                )
+            )
+            return mine, scatter(theirs)
+
+        def hop(carry: Any, _: None) -> tuple[Any, None]:
+            guest, mine, theirs = carry
+            # Both transfers run while the block is computed: what the guest has
+            # collected so far follows it one hop later than it could.
+            following, theirs = self._send((guest, theirs))
+            of_mine, of_theirs = visit(guest)
+            mine = join_mine(mine, of_mine)
+            return (following, mine, join_theirs(theirs, of_theirs)), None
+
+        (_, mine, theirs), _ = jax.lax.scan(
+            hop, (guest, mine, theirs), None, length=self.mesh.size
+        )
+        return mine, self._send(theirs)
+
+    def _send(self, tree: Any) -> Any:
+        """One device on; vectors travel as one message, embeddings on their own."""
+        size = self.mesh.size
+        ring = [(source, (source - 1) % size) for source in range(size)]
+        leaves, structure = jax.tree.flatten(tree)
+        messages: dict[Any, list[int]] = {}
+        for number, leaf in enumerate(leaves):
+            alike = (leaf.shape, leaf.dtype) if leaf.ndim == 1 else number
+            messages.setdefault(alike, []).append(number)
+        for numbers in messages.values():
+            message = jnp.stack([leaves[number] for number in numbers])
+            received = jax.lax.ppermute(message, self.axes, ring)
+            for number, leaf in zip(numbers, received, strict=True):
+                leaves[number] = leaf
+        return jax.tree.unflatten(structure, leaves)
+
+    def _sum(self, x: Array) -> Array:
+        return jax.lax.psum(x, self.axes) if self.axes else x
+
+    def _scatter_sum(self, tree: Any) -> Any:
+        """Sum over devices; each keeps the part of its own columns."""
+        return jax.tree.map(
+            lambda x: jax.lax.psum_scatter(x, self.axes, tiled=True), tree
+        )
+
+    def _scatter_statistics(self, found: blocks.Statistics) -> blocks.Statistics:
+        tops = tuple(jax.lax.pmax(top, self.axes) for top in found.tops)
+        masses = tuple(
+            mass * jnp.exp(power * (top - highest))
+            for mass, power, top, highest in zip(
+                found.masses, self.loss.powers, found.tops, tops, strict=True
+            )
+        )
+        masses, sums = self._scatter_sum((masses, found.sums))
+        size = self.texts // self.mesh.size
+        first = jax.lax.axis_index(self.axes) * size
+        mine = tuple(jax.lax.dynamic_slice_in_dim(top, first, size) for top in tops)
+        return blocks.Statistics(mine, masses, sums)
+
+
+def _wide(tree: Any) -> Any:
+    """Floats of less than 32 bits as float32."""
+
+    def widen(x: Any) -> Any:
+        x = jnp.asarray(x)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    return jax.tree.map(widen, tree)
+
+
+def _zeros(tree: Any) -> Any:
+    """Where gradients of `tree` are added up."""
+    return jax.tree.map(lambda x: jnp.zeros(np.shape(x), _wide(x).dtype), tree)
+
+
+def _add(left: Any, right: Any) -> Any:
+    return jax.tree.map(jnp.add, left, right)
