@@ -24,15 +24,21 @@ SMALL = {
     "text": {"depth": 1, "width": 32, "mlp": 64, "heads": 4},
 }
 
+# RoBERTa's two sizes; the model's row has the first.
+TEXT = {"base": {}, "large": {"width": 1024, "depth": 24, "heads": 16, "mlp": 4096}}
+
 
 def get_config(argument=None):
-    """`:MANIFEST[,audio=FILE][,size=tiny|base|large][,smoke]`."""
+    """`:MANIFEST[,audio=FILE][,size=tiny|base|large][,text=base|large][,smoke]`."""
     options = config_lib.parse_argument(
-        argument, path="", audio="", size="tiny", smoke=False
+        argument, path="", audio="", size="tiny", text="base", smoke=False
     )
     config = config_lib.default()
     config.model = f"laion_htsat_{options.size}_roberta"
-    config.init_from = (options.audio, "FacebookAI/roberta-base")
+    if options.text not in TEXT:
+        raise config_lib.ConfigError(config_lib.unknown("text", options.text, TEXT))
+    config.model_overrides = {"text": {"options": TEXT[options.text]}}
+    config.init_from = (options.audio, f"FacebookAI/roberta-{options.text}")
 
     config.train.batch_size = 2304
     config.train.total_epochs = 45.0

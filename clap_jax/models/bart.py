@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from clap_jax import config as config_lib
-from clap_jax.models import layers
+from clap_jax.models import drop, layers
 from clap_jax.models.tower import Tower, defaults, from_linen
 
 POOLS = ("mean", "mean_all")
@@ -38,6 +38,7 @@ class _Bart(nn.Module):
     pool: str = "mean"
     dtype: Any = jnp.float32
     remat: str = "none"
+    token_drop: float = 0.0
 
     @nn.compact
     def __call__(
@@ -47,13 +48,19 @@ class _Bart(nn.Module):
         length, longest = ids.shape[1], self.position_table - POSITION_OFFSET
         if length > longest:
             raise ValueError(f"texts of {length} tokens; this tower takes {longest}")
-        positions = layers.table(self.position_table, self.width, "positions")
+        positions = POSITION_OFFSET + jnp.arange(length)
+        if train and self.token_drop:
+            kept = drop.tokens_kept(self.token_drop, length)
+            key, last = self.make_rng("augment"), drop.last_true(mask)
+            index = drop.token_index(key, mask, last, kept)
+            ids, mask, positions = drop.take_tokens(index, ids, mask, positions[None])
+        table = layers.table(self.position_table, self.width, "positions")
         hidden = layers.table(self.vocab_size, self.width, "tokens")(ids)
         # torch's table learns nothing for its padding id. This only matters where the
         # padding is averaged too.
         padding = (ids == self.pad_id)[..., None]
         hidden = jnp.where(padding, jax.lax.stop_gradient(hidden), hidden)
-        hidden = hidden + positions(POSITION_OFFSET + jnp.arange(length))
+        hidden = hidden + table(positions)
         hidden = layers.layer_norm(self.eps, self.dtype, "norm_embed")(hidden)
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         bias = jnp.where(mask, 0.0, layers.MASKED)[:, None, None, :]
@@ -90,6 +97,7 @@ def tower(
     *,
     dtype: str = "float32",
     remat: str = "none",
+    token_drop: float = 0.0,
 ) -> Tower:
     """BART's encoder; `options` override `DEFAULTS`.
 
@@ -100,7 +108,18 @@ def tower(
     as LAION-CLAP has it (`"mean_all"`). aux["hidden"] [B, L, D] is the last layer. In
     training, `dropout` applies to the embeddings, the attention weights and both
     residual branches.
-    Errors: ValueError on texts longer than the position table, less 2, and on unknown
-    pools.
+    token_drop: the share of tokens that is left out in training, see `drop`. The first
+    and the last always stay, positions are those of the whole text, and
+    aux["hidden"] has fewer of them.
+    Errors: ValueError on texts longer than the position table, less 2, on unknown
+    pools, and when too few tokens would stay.
     """
-    return from_linen(_Bart(vocab_size, **options, dtype=jnp.dtype(dtype), remat=remat))
+    return from_linen(
+        _Bart(
+            vocab_size,
+            **options,
+            dtype=jnp.dtype(dtype),
+            remat=remat,
+            token_drop=token_drop,
+        )
+    )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from clap_jax.models import layers
+from clap_jax.models import drop, layers
 from clap_jax.models.tower import Tower, defaults, from_linen
 
 
@@ -33,13 +33,20 @@ class _Bert(nn.Module):
     dropout: float = 0.1
     dtype: Any = jnp.float32
     remat: str = "none"
+    token_drop: float = 0.0
 
     @nn.compact
     def __call__(
         self, x: tuple[Int[Array, "B L"], Bool[Array, "B L"]], train: bool
     ) -> tuple[Float[Array, "B D"], dict[str, Any]]:
         ids, mask = x
-        hidden = self._embed(ids, mask, train)
+        positions = self._positions(mask)
+        if train and self.token_drop:
+            kept = drop.tokens_kept(self.token_drop, ids.shape[1])
+            key, last = self.make_rng("augment"), drop.last_true(mask)
+            index = drop.token_index(key, mask, last, kept)
+            ids, mask, positions = drop.take_tokens(index, ids, mask, positions)
+        hidden = self._embed(ids, positions, train)
         bias = jnp.where(mask, 0.0, layers.MASKED)[:, None, None, :]
         block = layers.rematerialised(layers.Block, self.remat)
         for i in range(self.depth):
@@ -56,8 +63,9 @@ class _Bert(nn.Module):
             hidden = layers.layer_norm(self.eps, self.dtype, "norm")(hidden)
         return self._pool(hidden, mask), {"hidden": hidden}
 
-    def _embed(self, ids: Any, mask: Any, train: bool) -> Any:
-        length = ids.shape[1]
+    def _positions(self, mask: Bool[Array, "B L"]) -> Int[Array, "#B L"]:
+        """Rows of the position table."""
+        length = mask.shape[1]
         if self.positions == "roberta":
             seen = mask.astype(jnp.int32)
             position = jnp.cumsum(seen, axis=1) * seen + self.pad_id
@@ -71,14 +79,16 @@ class _Bert(nn.Module):
             )
         if length > longest:
             raise ValueError(f"texts of {length} tokens; this tower takes {longest}")
+        return position
 
+    def _embed(self, ids: Any, positions: Any, train: bool) -> Any:
         def table(rows: int, name: str) -> nn.Embed:
             return nn.Embed(
                 rows, self.width, embedding_init=layers.transformer_init, name=name
             )
 
         x = table(self.vocab_size, "tokens")(ids)
-        x = x + table(self.position_table, "positions")(position)
+        x = x + table(self.position_table, "positions")(positions)
         # Every text is of type 0; the table is kept because published weights have it.
         types = self.param("types", layers.transformer_init, (self.types, self.width))
         x = layers.layer_norm(self.eps, self.dtype, "norm_embed")(x + types[0])
@@ -109,6 +119,7 @@ def tower(
     *,
     dtype: str = "float32",
     remat: str = "none",
+    token_drop: float = 0.0,
 ) -> Tower:
     """A BERT-like encoder of token ids; `options` override `DEFAULTS`.
 
@@ -120,6 +131,18 @@ def tower(
     arrangement, `"pre"` one that trains from scratch at higher rates. `eps` is 1e-5
     for RoBERTa, 1e-12 for BERT. In training, `dropout` applies to the embeddings,
     the attention weights and both residual branches.
-    Errors: ValueError on texts longer than the position table.
+    token_drop: the share of tokens that is left out in training, see `drop`. The first
+    and the last always stay, positions are those of the whole text, and
+    `aux["hidden"]` has fewer of them.
+    Errors: ValueError on texts longer than the position table, and when too few tokens
+    would stay.
     """
-    return from_linen(_Bert(vocab_size, **options, dtype=jnp.dtype(dtype), remat=remat))
+    return from_linen(
+        _Bert(
+            vocab_size,
+            **options,
+            dtype=jnp.dtype(dtype),
+            remat=remat,
+            token_drop=token_drop,
+        )
+    )

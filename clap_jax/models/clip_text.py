@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from clap_jax.models import layers
+from clap_jax.models import drop, layers
 from clap_jax.models.tower import Tower, defaults, from_linen
 
 
@@ -29,6 +29,7 @@ class _ClipText(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     remat: str = "none"
+    token_drop: float = 0.0
 
     @nn.compact
     def __call__(
@@ -40,9 +41,18 @@ class _ClipText(nn.Module):
             raise ValueError(
                 f"texts of {length} tokens; this tower takes {self.position_table}"
             )
-        positions = layers.table(self.position_table, self.width, "positions")
+        # CLIP's end token has the highest id of its vocabulary. Padding is either 0 or,
+        # in Hugging Face's tokenizer, the end token again: the first one counts.
+        end, positions = jnp.argmax(ids, axis=1).astype(jnp.int32), jnp.arange(length)
+        if train and self.token_drop:
+            kept = drop.tokens_kept(self.token_drop, length)
+            seen = positions <= end[:, None]
+            positions = drop.token_index(self.make_rng("augment"), seen, end, kept)
+            (ids,) = drop.take_tokens(positions, ids)
+            end, length = drop.place_of(end, positions), kept
+        table = layers.table(self.position_table, self.width, "positions")
         hidden = layers.table(self.vocab_size, self.width, "tokens")(ids)
-        hidden = (hidden + positions(jnp.arange(length))).astype(self.dtype)
+        hidden = (hidden + table(positions)).astype(self.dtype)
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         bias = layers.causal_bias(length, length)
         block = layers.rematerialised(layers.Block, self.remat)
@@ -57,10 +67,7 @@ class _ClipText(nn.Module):
                 name=f"block{i}",
             )(hidden, bias, train)
         hidden = layers.layer_norm(self.eps, self.dtype, "norm")(hidden)
-        # CLIP's end token has the highest id of its vocabulary. Padding is either 0 or,
-        # in Hugging Face's tokenizer, the end token again: the first one counts.
-        end = jnp.argmax(ids, axis=1)[:, None, None]
-        pooled = jnp.take_along_axis(hidden, end, axis=1)[:, 0]
+        pooled = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
         return pooled, {"hidden": hidden}
 
 
@@ -73,6 +80,7 @@ def tower(
     *,
     dtype: str = "float32",
     remat: str = "none",
+    token_drop: float = 0.0,
 ) -> Tower:
     """CLIP's text encoder; `options` override `DEFAULTS`.
 
@@ -83,8 +91,18 @@ def tower(
     no sense. aux["hidden"] [B, L, D] has all states. `activation` is "gelu" in LAION's
     models and "quick_gelu" in OpenAI's weights. In training, `dropout` applies to the
     embeddings, the attention weights and both residual branches (0 in both).
-    Errors: ValueError on texts longer than the position table.
+    token_drop: the share of tokens that is left out in training, see `drop`. The first
+    and the end token always stay, positions are those of the whole text, and
+    aux["hidden"] has fewer of them.
+    Errors: ValueError on texts longer than the position table, and when too few tokens
+    would stay.
     """
     return from_linen(
-        _ClipText(vocab_size, **options, dtype=jnp.dtype(dtype), remat=remat)
+        _ClipText(
+            vocab_size,
+            **options,
+            dtype=jnp.dtype(dtype),
+            remat=remat,
+            token_drop=token_drop,
+        )
     )

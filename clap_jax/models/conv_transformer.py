@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from clap_jax.audio.frontend import FLOOR_DB
-from clap_jax.models import layers
+from clap_jax.models import drop, layers
 from clap_jax.models.tower import Sound, Tower, as_sound, defaults, from_linen
 
 
@@ -31,6 +31,8 @@ class _ConvTransformer(nn.Module):
     std_db: float = 20.0
     dtype: Any = jnp.float32
     remat: str = "none"
+    patch_drop: float = 0.0
+    frequency_drop: float = 0.0
 
     @nn.compact
     def __call__(
@@ -42,12 +44,15 @@ class _ConvTransformer(nn.Module):
         x = layers.patches(x[..., None], self.patch)
         x = nn.gelu(nn.Dense(self.stem, dtype=self.dtype, name="stem")(x))
         x = layers.conv3x3(self.width, 2, self.dtype, name="conv")(x)
+        cells = x.shape[1] * x.shape[2]
+        positions = self.param(
+            "positions", layers.transformer_init, (cells, self.width)
+        )
+        x = x + positions.astype(self.dtype).reshape(*x.shape[1:])
+        if train:
+            x = self._drop(x)
         grid = x.shape[1:3]
         x = x.reshape(x.shape[0], -1, self.width)
-        positions = self.param(
-            "positions", layers.transformer_init, (x.shape[1], self.width)
-        )
-        x = x + positions.astype(self.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         block = layers.rematerialised(layers.Block, self.remat)
         for i in range(self.depth):
@@ -62,12 +67,27 @@ class _ConvTransformer(nn.Module):
         time = x.reshape(-1, *grid, self.width).mean(2, dtype=jnp.float32)
         return x.mean(1, dtype=jnp.float32), {"tokens": x, "fine_grained": time}
 
+    def _drop(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+        """Leave out steps of time, and bands of frequency."""
+        for axis, name in ((1, "patch_drop"), (2, "frequency_drop")):
+            size = x.shape[axis]
+            kept = drop.groups_kept(name, getattr(self, name), size)
+            if kept < size:
+                index = drop.subset(self.make_rng("augment"), x.shape[0], size, kept)
+                x = drop.take_groups(x, index, axis, size)
+        return x
+
 
 DEFAULTS = defaults(_ConvTransformer)
 
 
 def tower(
-    options: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none"
+    options: Mapping[str, Any],
+    *,
+    dtype: str = "float32",
+    remat: str = "none",
+    patch_drop: float = 0.0,
+    frequency_drop: float = 0.0,
 ) -> Tower:
     """Patches, one 3x3 convolution of stride 2, pre-norm blocks, mean of the tokens.
 
@@ -76,5 +96,17 @@ def tower(
     cropped or padded to whole cells (`layers.fit`). Embedding [B, D];
     aux: "tokens" [B, L, D], "fine_grained" [B, time, D]. The position table has the
     size of the example given to `init`: other clip lengths are an error.
+
+    patch_drop, frequency_drop: the shares of steps of time, and of bands of frequency,
+    that are left out in training, behind the convolution and the positions; another
+    choice for every clip. Both round to whole steps and bands, at least one.
+    Errors: ValueError on shares that leave nothing.
     """
-    return from_linen(_ConvTransformer(**options, dtype=jnp.dtype(dtype), remat=remat))
+    module = _ConvTransformer(
+        **options,
+        dtype=jnp.dtype(dtype),
+        remat=remat,
+        patch_drop=patch_drop,
+        frequency_drop=frequency_drop,
+    )
+    return from_linen(module)

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from clap_jax.audio.frontend import FLOOR_DB
-from clap_jax.models import layers
+from clap_jax.models import drop, layers
 from clap_jax.models.tower import Sound, Tower, as_sound, defaults, from_linen
 
 
@@ -85,7 +85,12 @@ DEFAULTS = defaults(_ConvNet)
 
 
 def tower(
-    options: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none"
+    options: Mapping[str, Any],
+    *,
+    dtype: str = "float32",
+    remat: str = "none",
+    patch_drop: float = 0.0,
+    frequency_drop: float = 0.0,
 ) -> Tower:
     """Patches, then one residual block per width with 2x2 average pooling between.
 
@@ -94,6 +99,13 @@ def tower(
     (`layers.fit`). Embedding [B, D]: mean over frequency, then the mean
     over time (`pool="mean"`), plus its maximum with "mean_max"; `dropout` applies in
     training. aux: "tokens" [B, L, D], "fine_grained" [B, time, D].
-    `remat="blocks"` recomputes each residual block in the backward pass.
+    `remat` is that of each residual block, see `layers.rematerialised`.
+    Errors: ValueError on anything to drop.
     """
+    drop.refuse(
+        "convnet",
+        "its convolutions run over a whole mel",
+        patch_drop=patch_drop,
+        frequency_drop=frequency_drop,
+    )
     return from_linen(_ConvNet(**options, dtype=jnp.dtype(dtype), remat=remat))

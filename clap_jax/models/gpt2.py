@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from clap_jax import config as config_lib
-from clap_jax.models import layers
+from clap_jax.models import drop, layers
 from clap_jax.models.tower import Tower, defaults, from_linen
 
 POOLS = ("end", "msclap")
@@ -47,32 +47,54 @@ class _Gpt2(nn.Module):
     pad_id: int = 0
     dtype: Any = jnp.float32
     remat: str = "none"
+    token_drop: float = 0.0
 
     @nn.compact
     def __call__(
         self, x: tuple[Int[Array, "B L"], Bool[Array, "B L"]], train: bool
     ) -> tuple[Float[Array, "B D"], dict[str, Any]]:
         ids, mask = x
-        hidden, _ = self._read(self._tokens()(ids), train)
-        last = self._last(ids, mask)[:, None, None]
-        pooled = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
+        last, positions = self._last(ids, mask), None
+        if train and self.token_drop:
+            length = ids.shape[1]
+            self._check(length)
+            kept = drop.tokens_kept(self.token_drop, length)
+            # What follows the pooled token has no influence on it.
+            seen = jnp.arange(length) <= last[:, None]
+            index = drop.token_index(self.make_rng("augment"), seen, last, kept)
+            (ids,) = drop.take_tokens(index, ids)
+            positions, last = index, drop.place_of(last, index)
+        hidden, _ = self._read(self._tokens()(ids), train, positions=positions)
+        pooled = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
         return pooled, {"hidden": hidden}
 
     def _tokens(self) -> nn.Embed:
         return layers.table(self.vocab_size, self.width, "tokens")
 
-    def _read(
-        self, x: Float[Array, "B L D"], train: bool, cache: Cache | None = None
-    ) -> tuple[Float[Array, "B L D"], Cache | None]:
-        """Token embeddings to the state after the last norm, and the renewed cache."""
-        length = x.shape[1]
+    def _check(self, length: int) -> None:
         if length > self.position_table:
             raise ValueError(
                 f"texts of {length} tokens; this tower takes {self.position_table}"
             )
+
+    def _read(
+        self,
+        x: Float[Array, "B L D"],
+        train: bool,
+        cache: Cache | None = None,
+        positions: Int[Array, "B L"] | None = None,
+    ) -> tuple[Float[Array, "B L D"], Cache | None]:
+        """Token embeddings to the state after the last norm, and the renewed cache.
+
+        positions: rows of the position table; None: one after another, behind those of
+        the cache.
+        """
+        length = x.shape[1]
+        self._check(length)
         start = 0 if cache is None else cache.index
-        positions = layers.table(self.position_table, self.width, "positions")
-        x = (x + positions(start + jnp.arange(length))).astype(self.dtype)
+        positions = start + jnp.arange(length) if positions is None else positions
+        table = layers.table(self.position_table, self.width, "positions")
+        x = (x + table(positions)).astype(self.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         room = length if cache is None else cache.keys.shape[2]
         bias = layers.causal_bias(length, room, start)
@@ -149,6 +171,7 @@ def tower(
     *,
     dtype: str = "float32",
     remat: str = "none",
+    token_drop: float = 0.0,
 ) -> Tower:
     """GPT-2 as a text tower; `options` override `DEFAULTS`.
 
@@ -160,9 +183,21 @@ def tower(
     which is another one in texts that contain `pad_id`. aux["hidden"] [B, L, D] has all
     states. In training, `dropout` applies to the embeddings, the attention weights and
     both residual branches.
-    Errors: ValueError on texts longer than the position table and on unknown pools.
+    token_drop: the share of tokens that is left out in training, see `drop`. The first
+    and the pooled one always stay, positions are those of the whole text, and
+    aux["hidden"] has fewer of them.
+    Errors: ValueError on texts longer than the position table, on unknown pools, and
+    when too few tokens would stay.
     """
-    return from_linen(_Gpt2(vocab_size, **options, dtype=jnp.dtype(dtype), remat=remat))
+    return from_linen(
+        _Gpt2(
+            vocab_size,
+            **options,
+            dtype=jnp.dtype(dtype),
+            remat=remat,
+            token_drop=token_drop,
+        )
+    )
 
 
 class LanguageModel(NamedTuple):

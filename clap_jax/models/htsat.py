@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Float32
 from clap_jax import config as config_lib
 from clap_jax.audio import augment
 from clap_jax.audio.mel import VIEWS
+from clap_jax.models import drop, layers, swin
 from clap_jax.models import fusion as fusion_lib
-from clap_jax.models import layers, swin
 from clap_jax.models.tower import Sound, Tower, as_sound, defaults, from_linen
 
 # Torch's bicubic kernel. Keys' classical -0.5, which jax.image uses, is another curve.
@@ -113,6 +113,8 @@ class _Htsat(nn.Module):
     long_clips: str = "error"
     dtype: Any = jnp.float32
     remat: str = "none"
+    patch_drop: float = 0.0
+    frequency_drop: float = 0.0
 
     @nn.compact
     def __call__(
@@ -141,7 +143,9 @@ class _Htsat(nn.Module):
             x = windows(x).reshape(-1, WINDOW_FRAMES, mels)
         outputs = {}
         x = self._patch_embed(x, longer, train)
-        x = layers.layer_norm(self.eps, self.dtype, "norm_patch")(x)
+        if train:
+            x = self._drop(x)
+        x = layers.layer_norm(self.eps, self.dtype, "norm_patch", self.remat)(x)
         outputs["patch_embed"] = _flat(x)
         x = self._stages(x, train, outputs)
         embedding = self._read(x, mels, outputs)
@@ -152,8 +156,21 @@ class _Htsat(nn.Module):
             )
         return embedding, aux | outputs
 
+    def _drop(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+        """Leave out columns of the map (time), and rows (half spectra)."""
+        for axis, name in ((2, "patch_drop"), (1, "frequency_drop")):
+            # A group is what one token of the last map stands for.
+            groups = x.shape[axis] >> (len(self.depths) - 1)
+            kept = drop.groups_kept(name, getattr(self, name), groups)
+            if kept < groups:
+                key = self.make_rng("augment")
+                index = drop.subset(key, x.shape[0], groups, kept)
+                x = drop.take_groups(x, index, axis, groups)
+        return x
+
     def _fusion(self) -> fusion_lib.Fusion:
-        return fusion_lib.Fusion(self.fusion, self.reduction, self.dtype, name="fusion")
+        kind = layers.rematerialised(fusion_lib.Fusion, self.remat, (4,))
+        return kind(self.fusion, self.reduction, self.dtype, name="fusion")
 
     def _patch_embed(
         self, x: Float[Array, "B *views N F"], longer: Any, train: bool
@@ -191,8 +208,11 @@ class _Htsat(nn.Module):
         self, x: Float[Array, "B h w C"], mels: int, aux: dict[str, Any]
     ) -> Float[Array, "B D"]:
         """The embedding; tokens, positions in time and the tags go to `aux`."""
-        x = layers.layer_norm(self.eps, self.dtype, "norm")(x)
+        x = layers.layer_norm(self.eps, self.dtype, "norm", self.remat)(x)
         tokens = aux["tokens"] = _flat(x)
+        if x.shape[1] != self._side(len(self.depths) - 1):
+            # Without all of the rows there is no order of time and frequency.
+            return tokens.mean(1, dtype=jnp.float32)
         # The rows of the map are stretches of time, each of `bins` frequencies.
         stretches = self.image // mels
         batch, rows, columns, channels = x.shape
@@ -210,30 +230,43 @@ class _Htsat(nn.Module):
         return tokens.mean(1, dtype=jnp.float32)
 
     def _stages(self, x: Any, train: bool, aux: dict[str, Any]) -> Any:
-        block = layers.rematerialised(swin.Block, self.remat, (2,))
+        merge = layers.rematerialised(swin.Merge, self.remat, ())
         # np.linspace(0, drop_path): deeper blocks are dropped more often.
         rates = iter(np.linspace(0.0, self.drop_path, sum(self.depths)))
         for i, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True)):
-            # A map of one window has nothing to shift, and a smaller one a smaller
-            # window.
-            side = min(x.shape[1:3])
-            window, shift = min(side, self.window), self.window // 2
-            shift = shift if side > self.window else 0
+            table_side, window, shift = self._geometry(i, x.shape[1:3])
             for j in range(depth):
-                x = block(
+                x = swin.Block(
                     heads=heads,
+                    table_side=table_side,
                     window=window,
-                    shift=shift if j % 2 else 0,
+                    shift=shift if j % 2 else (0, 0),
                     mlp_ratio=self.mlp_ratio,
                     drop_path=float(next(rates)),
                     eps=self.eps,
                     dtype=self.dtype,
+                    remat=self.remat,
                     name=f"stage{i}_block{j}",
                 )(x, train)
             if i < len(self.depths) - 1:
-                x = swin.Merge(self.eps, self.dtype, name=f"stage{i}_merge")(x)
+                x = merge(self.eps, self.dtype, name=f"stage{i}_merge")(x)
             aux[f"stage{i}"] = _flat(x)
         return x
+
+    def _side(self, stage: int) -> int:
+        """Rows, and columns, of a whole map."""
+        return self.image // self.patch >> stage
+
+    def _geometry(self, stage: int, shape: Any) -> tuple[int, swin.Pair, swin.Pair]:
+        """Side of the bias table, window and shift for a map of `shape`."""
+        # A map of one window has nothing to shift, and a smaller one a smaller window.
+        side = self._side(stage)
+        table = min(side, self.window)
+        window = tuple(
+            table if size == side else _divisor(size, table) for size in shape
+        )
+        shift = tuple(own // 2 if size > own else 0 for size, own in zip(shape, window))
+        return table, window, shift
 
     def _tag(self, x: Float[Array, "B f t C"], aux: dict[str, Any]) -> None:
         """The token-semantic head of AudioSet training."""
@@ -248,6 +281,11 @@ class _Htsat(nn.Module):
         aux["clipwise"] = nn.sigmoid(logits.mean(1))
 
 
+def _divisor(size: int, most: int) -> int:
+    """The largest divisor of `size` that is not above `most`."""
+    return max(i for i in range(1, most + 1) if size % i == 0)
+
+
 def _flat(x: Float[Array, "B H W C"]) -> Float[Array, "B L C"]:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
@@ -256,7 +294,12 @@ DEFAULTS = defaults(_Htsat)
 
 
 def tower(
-    options: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none"
+    options: Mapping[str, Any],
+    *,
+    dtype: str = "float32",
+    remat: str = "none",
+    patch_drop: float = 0.0,
+    frequency_drop: float = 0.0,
 ) -> Tower:
     """HTSAT; tiny, base and large are width 96, 128, 256 (see `zoo`).
 
@@ -275,6 +318,18 @@ def tower(
         LAION-CLAP's training.
     long_clips: "error", or "msclap": outside training a mel of more than 1024 frames is
         cut by `windows`, and every output but "bn0" is the mean over the windows.
+    patch_drop: the share of columns of the map of patches that is left out in training
+        (after fusion, before the first norm), another choice for every clip: columns
+        are time, in all stretches at once. They leave in groups of what one token of
+        the last map covers (8 of 64 columns: 32 frames in each of 4 stretches), so that
+        every stage has whole tokens, and the share rounds to these: 0.1 leaves 56
+        columns, 0.25 leaves 48, 0.5 leaves 32. Groups that stay keep their order and
+        move together; a window is the largest that divides its map, up to `window`.
+    frequency_drop: likewise of rows. A group is half of the spectrum in one stretch of
+        time, because the last map has two rows a stretch: bands thinner than that, as
+        PaSST drops them, do not exist in this tower. aux has no "fine_grained" then.
+    remat: see `layers.rematerialised`; other than with "none" the inside of a block
+        exists for one row of windows at a time (see `swin.Block`).
 
     Embedding [B, D], D = 8 * width. aux, with t = 32 positions for a full clip:
     "tokens" [B, 64, D] (final LayerNorm), "fine_grained" [B, t, D] (mean over
@@ -283,11 +338,27 @@ def tower(
     framewise 32 times along time. "bn0" (the mel's shape), "patch_embed" and "stage0"
     to "stage3" [B, L, C] (after down-sampling) serve comparisons.
     Errors: ValueError on an unknown fusion or long_clips, a clip that is too long, a
-    mel of another shape, a missing `longer`, and sizes that do not divide.
+    mel of another shape, a missing `longer`, sizes that do not divide, shares that
+    leave nothing, and a `frequency_drop` together with `classes`, which need all of it.
     """
     fusion_lib.check(options["fusion"])
     if options["long_clips"] not in LONG_CLIPS:
         raise ValueError(
             config_lib.unknown("long_clips", options["long_clips"], LONG_CLIPS)
         )
-    return from_linen(_Htsat(**options, dtype=jnp.dtype(dtype), remat=remat))
+    if frequency_drop and options["classes"]:
+        raise ValueError(
+            f"train.frequency_drop is {frequency_drop}, but tags of HTSAT "
+            f"({options['classes']} classes) need all frequencies; set it to 0"
+        )
+    groups = options["image"] // options["patch"] >> (len(options["depths"]) - 1)
+    drop.groups_kept("patch_drop", patch_drop, groups)
+    drop.groups_kept("frequency_drop", frequency_drop, groups)
+    module = _Htsat(
+        **options,
+        dtype=jnp.dtype(dtype),
+        remat=remat,
+        patch_drop=patch_drop,
+        frequency_drop=frequency_drop,
+    )
+    return from_linen(module)

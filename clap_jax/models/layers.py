@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from clap_jax import config as config_lib
+
 # The standard deviation of weights in BERT-like and Swin-like towers at the start.
 transformer_init = nn.initializers.normal(0.02)
 # What torch gives to Linear and Conv when nobody chooses: U(-1/sqrt(fan_in), +).
@@ -21,9 +23,14 @@ torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 MASKED = -1e9
 
 
-def layer_norm(eps: float, dtype: Any, name: str) -> nn.LayerNorm:
-    """LayerNorm over the last axis with two-pass variance, as torch computes it."""
-    return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
+def layer_norm(eps: float, dtype: Any, name: str, remat: str = "none") -> nn.LayerNorm:
+    """LayerNorm over the last axis with two-pass variance, as torch computes it.
+
+    remat: see `rematerialised`; a norm outside of the blocks keeps float32 copies of
+    its input otherwise.
+    """
+    kind = rematerialised(nn.LayerNorm, remat, ())
+    return kind(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def table(rows: int, width: int, name: str) -> nn.Embed:
@@ -91,19 +98,31 @@ class BatchNorm(nn.Module):
         ) + bias
 
 
+def drop_path(
+    x: Float[Array, "B ..."], kept: Bool[Array, " B"] | None, rate: float
+) -> Float[Array, "B ..."]:
+    """`x`, scaled so that its mean stays, in the examples that are kept; else 0."""
+    if kept is None:
+        return x
+    kept = kept.reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.where(kept, x / (1.0 - rate), 0).astype(x.dtype)
+
+
 class DropPath(nn.Module):
     """Stochastic depth: drop a residual branch of a whole example with `rate`."""
 
     rate: float
 
-    @nn.compact
     def __call__(self, x: Float[Array, "B ..."], train: bool) -> Float[Array, "B ..."]:
+        return drop_path(x, self.kept(x.shape[0], train), self.rate)
+
+    def kept(self, batch: int, train: bool) -> Bool[Array, " B"] | None:
+        """Which examples keep their branch; None where nothing is dropped."""
         if not train or self.rate == 0.0:
-            return x
-        keep = 1.0 - self.rate
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        kept = jax.random.bernoulli(self.make_rng("droppath"), keep, shape)
-        return jnp.where(kept, x / keep, 0).astype(x.dtype)
+            return None
+        return jax.random.bernoulli(
+            self.make_rng("droppath"), 1.0 - self.rate, (batch,)
+        )
 
 
 class Past(NamedTuple):
@@ -265,19 +284,41 @@ class Block(nn.Module):
         return x if past is None else (x, past)
 
 
-def rematerialised(
-    block: type[nn.Module], remat: str, static: tuple[int, ...] = (3,)
-) -> type[nn.Module]:
-    """`block`, or (remat="blocks") one that recomputes its inside in the backward pass.
+REMAT = ("none", "dots", "blocks")
 
+
+def _weight_products(primitive: Any, *operands: Any, **params: Any) -> bool:
+    """True for products with weights: dots without a batch axis, and convolutions."""
+    if primitive is jax.lax.conv_general_dilated_p:
+        return True
+    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return dots(primitive, *operands, **params)
+
+
+def rematerialised(
+    block: Any, remat: str, static: tuple[int, ...] = (3,), loop: bool = False
+) -> Any:
+    """`block`, or one that recomputes its inside in the backward pass.
+
+    block: a class of modules, or a function whose first argument is a module.
+    remat: "none" keeps everything; "dots" keeps the results of weight matrices and
+    convolutions, and computes norms, activations and attention scores again; "blocks"
+    keeps nothing but what goes into the block, for about a third more work in all.
     `static` are the positions of arguments that are no arrays, `self` being 0; the
-    default suits the signature (x, bias, train).
+    default suits the signature (x, bias, train). `loop` says that the block is the
+    body of a loop, where nothing keeps the compiler from merging both passes.
+    Errors: ValueError on an unknown remat.
     """
+    if remat not in REMAT:
+        raise ValueError(config_lib.unknown("remat", remat, REMAT))
     if remat == "none":
         return block
-    if remat == "blocks":
-        return nn.remat(block, static_argnums=static)
-    raise ValueError(f"remat must be none or blocks, got {remat!r}")
+    return nn.remat(
+        block,
+        policy=_weight_products if remat == "dots" else None,
+        static_argnums=static,
+        prevent_cse=not loop,
+    )
 
 
 def mean_over(

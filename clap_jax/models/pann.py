@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from clap_jax import config as config_lib
 from clap_jax.audio import augment
 from clap_jax.audio.frontend import FLOOR_DB
-from clap_jax.models import fusion, layers
+from clap_jax.models import drop, fusion, layers
 from clap_jax.models.tower import Sound, Tower, as_sound, defaults, from_linen
 
 # How a clip that is shorter than its mel is kept apart from the padding behind it.
@@ -196,7 +196,8 @@ class _Pann(nn.Module):
         return self._fusion()(whole, local, longer, train)
 
     def _fusion(self) -> nn.Module:
-        return fusion.Fusion(self.fusion, self.reduction, self.dtype, name="fusion")
+        kind = layers.rematerialised(fusion.Fusion, self.remat, (4,))
+        return kind(self.fusion, self.reduction, self.dtype, name="fusion")
 
     def _read(
         self, x: Float[Array, "B n f C"], seen: Any, train: bool, aux: dict[str, Any]
@@ -239,6 +240,8 @@ def tower(
     *,
     dtype: str = "float32",
     remat: str = "none",
+    patch_drop: float = 0.0,
+    frequency_drop: float = 0.0,
 ) -> Tower:
     """PANN; Cnn14 by default, Cnn10 and Cnn6 are rows of `zoo.PANN_SIZES`.
 
@@ -265,8 +268,15 @@ def tower(
     of sound events. "bn0" and "conv_block1" to the last, [B, N, F, C] after pooling,
     serve comparisons.
     Errors: ValueError on unknown options, mels that are too small to be halved so
-    often (without a mask), views where there is no fusion, and fusion without views.
+    often (without a mask), views where there is no fusion, fusion without views, and
+    on `patch_drop` and `frequency_drop`, which convolutions cannot do.
     """
+    drop.refuse(
+        "pann",
+        "its convolutions run over a whole mel",
+        patch_drop=patch_drop,
+        frequency_drop=frequency_drop,
+    )
     for name, known in (
         ("length_mask", LENGTH_MASKS),
         ("spec_augment", SPEC_AUGMENTS),

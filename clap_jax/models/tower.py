@@ -14,7 +14,10 @@ from clap_jax import config as config_lib
 STREAMS = ("dropout", "droppath", "augment")
 
 # Fields of a linen module that are not choices of architecture.
-_NOT_OPTIONS = ("parent", "name", "dtype", "remat", "vocab_size")
+_NOT_OPTIONS = (
+    *("parent", "name", "dtype", "remat", "vocab_size"),
+    *("patch_drop", "frequency_drop", "token_drop"),
+)
 
 
 class Sound(NamedTuple):
@@ -93,7 +96,7 @@ def from_linen(module: nn.Module) -> Tower:
 
 
 def defaults(module: type[nn.Module]) -> dict[str, Any]:
-    """The options of a linen module and their defaults, without compute settings."""
+    """The options of a linen module and their defaults, without what belongs to a run."""
     return {
         field.name: field.default
         for field in dataclasses.fields(module)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from clap_jax import config as config_lib
 from clap_jax.audio.mel import FRONTENDS
-from clap_jax.models import dual, heads
+from clap_jax.models import drop, dual, heads, layers
 from clap_jax.models.spec import (
     AUDIO_TOWERS,
     TEXT_TOWERS,
@@ -208,48 +208,64 @@ def get_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Spec:
     return from_dict(_merged(base, over))
 
 
-def build(spec: Spec, *, dtype: str = "float32", remat: str = "none") -> dual.Dual:
+def build(
+    spec: Spec,
+    *,
+    dtype: str = "float32",
+    remat: str = "none",
+    patch_drop: float = 0.0,
+    frequency_drop: float = 0.0,
+    token_drop: float = 0.0,
+) -> dual.Dual:
     """The functions of a spec. Nothing is computed until they are called.
 
-    dtype: what towers and heads compute in, "float32" or "bfloat16"; parameters,
-    norms, softmax and scores are float32 always. remat: "none", or "blocks" to
-    recompute each block in the backward pass (less memory, about a third more work).
-    Errors: ValueError on an unknown dtype or remat.
+    dtype: what towers compute in, "float32" or "bfloat16"; parameters, norms, softmax,
+    heads and scores are float32 always. remat: what the backward pass computes again,
+    see `layers.rematerialised`. patch_drop, frequency_drop, token_drop: shares that
+    towers leave out when they run with `train`, of patches along time and along
+    frequency, and of tokens of text; see `drop` and each tower. Parameters do not
+    depend on them.
+    Errors: ValueError on an unknown dtype or remat, shares that are not in [0, 1) or
+    leave nothing, and a tower that cannot drop.
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(config_lib.unknown("dtype", dtype, ("float32", "bfloat16")))
-    if remat not in ("none", "blocks"):
-        raise ValueError(config_lib.unknown("remat", remat, ("none", "blocks")))
+    if remat not in layers.REMAT:
+        raise ValueError(config_lib.unknown("remat", remat, layers.REMAT))
+    patches = {"patch_drop": patch_drop, "frequency_drop": frequency_drop}
+    for name, rate in {**patches, "token_drop": token_drop}.items():
+        drop.check(name, rate)
+    drop.tokens_kept(token_drop, spec.text_length)
     compute = {"dtype": dtype, "remat": remat}
-    audio = AUDIO_TOWERS[spec.audio.kind].tower(spec.audio.options, **compute)
+    sound, ids, mask = examples(spec)
+    audio = AUDIO_TOWERS[spec.audio.kind].tower(
+        spec.audio.options, **compute, **patches
+    )
     text = TEXT_TOWERS[spec.text.kind].tower(
-        spec.text.options, spec.vocab_size, **compute
+        spec.text.options, spec.vocab_size, **compute, token_drop=token_drop
     )
     return dual.make(
         audio,
         text,
-        heads.tower(spec.head, spec.embed_dim, dtype=dtype),
-        heads.tower(spec.head, spec.embed_dim, dtype=dtype),
-        examples=(
-            _sound(spec),
-            (
-                jax.ShapeDtypeStruct((1, spec.text_length), jnp.int32),
-                jax.ShapeDtypeStruct((1, spec.text_length), jnp.bool_),
-            ),
-        ),
+        heads.tower(spec.head, spec.embed_dim),
+        heads.tower(spec.head, spec.embed_dim),
+        examples=(sound, (ids, mask)),
         logit_scale_init=spec.logit_scale_init,
         logit_bias_init=spec.logit_bias_init,
         score=spec.score,
     )
 
 
-def _sound(spec: Spec) -> Sound:
-    """The shapes of one clip, as the model's front end makes it."""
+def examples(spec: Spec) -> tuple[Sound, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of one clip, and of the ids and the mask of one text."""
     frontend = spec.frontend
     views = (frontend.views,) if frontend.views > 1 else ()
     shape = (1, *views, frontend.clip_frames, frontend.mels)
-    return Sound(
+    sound = Sound(
         mel=jax.ShapeDtypeStruct(shape, jnp.float32),
         longer=jax.ShapeDtypeStruct((1,), jnp.bool_) if views else None,
         frames=jax.ShapeDtypeStruct((1,), jnp.int32) if frontend.whole_clip else None,
     )
+    tokens = (1, spec.text_length)
+    ids = jax.ShapeDtypeStruct(tokens, jnp.int32)
+    return sound, ids, jax.ShapeDtypeStruct(tokens, jnp.bool_)

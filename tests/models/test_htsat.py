@@ -40,7 +40,7 @@ def test_windows_invert():
     windows = swin.to_windows(x, 4)
     assert windows.shape == (2, 6, 16, 3)
     np.testing.assert_array_equal(windows[1, 4], x[1, 4:, 4:8].reshape(16, 3))
-    np.testing.assert_array_equal(swin.from_windows(windows, 8, 12), x)
+    np.testing.assert_array_equal(swin.from_windows(windows, 8, 12, 4), x)
 
 
 def test_relative_index_counts_offsets():

@@ -101,5 +101,7 @@ def test_unknown_arrangements():
     x = jnp.zeros((1, 2, 4))
     with pytest.raises(ValueError, match="norm must be pre or post"):
         layers.Block(heads=2, mlp=4, norm="mid").init(jax.random.key(0), x, None, False)
-    with pytest.raises(ValueError, match="remat must be none or blocks"):
+    with pytest.raises(
+        ValueError, match="unknown remat .all. .known: blocks, dots, none"
+    ):
         layers.rematerialised(layers.Block, "all")
