@@ -69,9 +69,13 @@ def default() -> ConfigDict:
     config.train.batch_size = 64
     # Parts in which a batch is encoded, one after another. The loss is still that of
     # the whole batch, exactly (gradient caching): memory falls, towers run once more.
+    # Batch norm and mixup see one part at a time; running statistics become the mean
+    # of what the parts would make of them.
     config.train.accumulate = 1
-    # Share of patches, and of words, that towers leave out in training, for speed ...
+    # Share of patches (in time), of bands and of words that towers leave out in
+    # training, for speed ...
     config.train.patch_drop = 0.0
+    config.train.frequency_drop = 0.0
     config.train.token_drop = 0.0
     # ... but in the last so many percent of the steps, which see everything.
     config.train.undropped_percent = 10.0
@@ -283,9 +287,14 @@ def total_steps(config: ConfigDict, examples: int) -> int:
             "set exactly one of train.total_steps and train.total_epochs, found "
             f"{steps} and {epochs}"
         )
-    return (
-        steps if steps > 0 else math.ceil(epochs * examples / config.train.batch_size)
-    )
+    if steps > 0:
+        return steps
+    if not examples:
+        raise ConfigError(
+            f"train.total_epochs={epochs} of no examples (data.source="
+            f"{config.data.source}): set train.total_steps"
+        )
+    return math.ceil(epochs * examples / config.train.batch_size)
 
 
 def warmup_steps(config: ConfigDict, total: int) -> int:

@@ -38,15 +38,20 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence | None = None) ->
     )
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raise a sentence when the global batch does not divide over devices and hosts."""
-    devices, hosts = mesh.size, jax.process_count()
-    if batch_size % devices:
-        below = batch_size // devices * devices
-        fitting = f"{below} or {below + devices}" if below else f"{devices}"
+def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raise a sentence when the global batch does not divide over devices and parts."""
+    if accumulate < 1:
+        raise ValueError(f"train.accumulate={accumulate}, expected 1 or more parts")
+    devices = mesh.size
+    hosts = len({device.process_index for device in mesh.devices.flat})
+    unit = devices * accumulate
+    if batch_size % unit or batch_size < 1:
+        below = batch_size // unit * unit
+        fitting = f"{below} or {below + unit}" if below > 0 else f"{unit}"
+        parts = f" x train.accumulate={accumulate}" if accumulate > 1 else ""
         raise ValueError(
-            f"train.batch_size={batch_size} is not divisible by {devices} devices "
-            f"({hosts} host(s)); use {fitting}"
+            f"train.batch_size={batch_size} is not divisible by {devices} devices"
+            f"{parts} ({hosts} host(s)); use {fitting}"
         )
 
 
@@ -57,6 +62,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over every device."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def host_rows(batch_size: int, mesh: Mesh) -> list[int]:
+    """The rows of a global batch that live on this host's devices, ascending.
+
+    On a TPU slice the mesh goes along the torus, so that they are no single block.
+    Raises ValueError when hosts do not have equal shares.
+    """
+    parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    rows = {
+        row for (part,) in parts.values() for row in range(*part.indices(batch_size))
+    }
+    if len(rows) * jax.process_count() != batch_size:
+        raise ValueError(
+            f"{jax.local_device_count()} of {mesh.size} devices belong to process "
+            f"{jax.process_index()} of {jax.process_count()}, expected as many for each"
+        )
+    return sorted(rows)
 
 
 def path_of(key_path: tuple) -> str:
@@ -137,8 +160,7 @@ def match(rules: Sequence[tuple[str, Any]], tree: Any, what: str) -> Any:
 def fsdp_sharding(tree: Any, mesh: Mesh, minimum_size: int = 2**16) -> Any:
     """Shard each large leaf's longest divisible axis over `fsdp`, replicate the rest.
 
-    Works for parameters, optimizer state and averages alike, since it looks at shapes
-    only; leaves below `minimum_size` values are not worth the traffic.
+    Looks at shapes only; leaves below `minimum_size` values are not worth the traffic.
     """
     parts = mesh.shape["fsdp"]
 
@@ -146,19 +168,115 @@ def fsdp_sharding(tree: Any, mesh: Mesh, minimum_size: int = 2**16) -> Any:
         shape = np.shape(leaf)
         axes = sorted(range(len(shape)), key=lambda axis: (-shape[axis], axis))
         axis = next((axis for axis in axes if shape[axis] % parts == 0), None)
-        if parts == 1 or axis is None or np.prod(shape) < minimum_size:
+        if axis is None or np.prod(shape) < minimum_size:
             return replicated(mesh)
-        spec = [None] * len(shape)
-        spec[axis] = "fsdp"
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        return _split(mesh, len(shape), axis)
 
     return jax.tree.map(rule, tree)
 
 
+def state_sharding(
+    tree: Any, mesh: Mesh, rules: Sequence[tuple[str, int | str]] = ()
+) -> Any:
+    """Where every leaf of a training state, or of variables, lives: NamedShardings.
+
+    tree: leaves with a shape, of which those under `params/` are parameters. rules:
+    `config.mesh.rules`, see there. What has the shape of a parameter and a path that
+    ends in its path (an optimizer's moments, the moving average) lives where the
+    parameter lives, and all else where `fsdp_sharding` puts it.
+    Raises ValueError for a rule that matches no parameter, for an axis that a parameter
+    does not have, and for one that `fsdp` does not divide.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    map_with_path(
+        lambda path, leaf: shapes.__setitem__(path, np.shape(leaf)),
+        _below(tree, "params"),
+    )
+    rules = [*rules, (".*", "auto")]
+    choices = match(rules, dict.fromkeys(shapes, 0), "mesh.rules") if shapes else {}
+
+    def place(path: str, leaf: Any, default: NamedSharding) -> NamedSharding:
+        parts = path.split("/")
+        ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
+        owner = next((end for end in ends if end in shapes), None)
+        if owner is None or shapes[owner] != np.shape(leaf):
+            return default
+        choice = choices[owner]
+        if choice == "auto":
+            return default
+        if choice == "none":
+            return replicated(mesh)
+        return _split(mesh, *_checked(owner, shapes[owner], choice, mesh))
+
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, default: place(path_of(path), leaf, default),
+        tree,
+        fsdp_sharding(tree, mesh),
+    )
+
+
+def _below(tree: Any, name: str) -> Any:
+    """The part of a dict or NamedTuple that has this name; {} where there is none."""
+    if isinstance(tree, Mapping):
+        return tree.get(name, {})
+    return getattr(tree, name, {})
+
+
+def _checked(
+    path: str, shape: tuple[int, ...], axis: Any, mesh: Mesh
+) -> tuple[int, int]:
+    """The number of axes of a parameter, and the one that a rule splits."""
+    if type(axis) is not int:
+        raise ValueError(
+            f"mesh.rules: {axis!r} for {path} is no number of an axis, nor 'none' or "
+            "'auto'"
+        )
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(
+            f"mesh.rules: {path} has no axis {axis}, its shape is {tuple(shape)}"
+        )
+    if shape[axis] % mesh.shape["fsdp"]:
+        raise ValueError(
+            f"mesh.rules: axis {axis} of {path} has size {shape[axis]}, which "
+            f"mesh.fsdp={mesh.shape['fsdp']} does not divide"
+        )
+    return len(shape), axis
+
+
+def _split(mesh: Mesh, dimensions: int, axis: int) -> NamedSharding:
+    """One axis over `fsdp`."""
+    if mesh.shape["fsdp"] == 1:
+        return replicated(mesh)
+    spec = [None] * dimensions
+    spec[axis] = "fsdp"
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """Every leaf as a global array that lives where `shardings` says.
+
+    Values of numpy, which every host has whole, are cut by each host for its own
+    devices. Arrays of jax are moved if they live elsewhere.
+    """
+
+    def move(leaf: Any, target: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array):
+            return jax.device_put(leaf, target)
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, target, leaf.__getitem__)
+
+    return jax.tree.map(move, tree, shardings)
+
+
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This host's rows of a batch as global arrays `[B, ...]` split over the mesh."""
+    """This host's rows of a batch as global arrays `[B, ...]` split over the mesh.
+
+    What is on the devices already stays as it is.
+    """
     sharding = batch_sharding(mesh)
     return {
-        key: jax.make_array_from_process_local_data(sharding, value)
+        key: value
+        if isinstance(value, jax.Array)
+        else jax.make_array_from_process_local_data(sharding, value)
         for key, value in batch.items()
     }

@@ -5,7 +5,7 @@ and a clip's vector does not depend on its neighbours.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -86,6 +86,8 @@ class ModelEncoder:
         self._host = 0 if alone else jax.process_index()
         self._hosts = 1 if alone else jax.process_count()
         self._threads, self._crop_seed = threads, crop_seed
+        # Called before every batch, equally often on all hosts; may raise to stop.
+        self.before_batch: Callable[[], None] = lambda: None
         random_crop = crop_seed is not None
         self._prepare = Prepare(spec.frontend, mel="exact", random_crop=random_crop)
         devices = self._mesh.size
@@ -94,16 +96,24 @@ class ModelEncoder:
         while self._batch_sizes[-1] > devices:
             smaller = self._batch_sizes[-1] // 4
             self._batch_sizes.append(max(-(-smaller // devices) * devices, devices))
-        self._encode_audio = jax.jit(partial(_encode_audio, spec, dual))
+        self._encode_audio = jax.jit(partial(_encode_audio, spec, dual, self._mesh))
         self._encode_text = jax.jit(partial(_encode_text, dual))
 
     def using(self, variables: dict[str, Any]) -> "ModelEncoder":
-        """This encoder with these variables, put where the mesh wants them."""
+        """This encoder with these variables, put on the mesh unless they are there."""
         encoder = copy.copy(self)
-        encoder._variables = jax.device_put(
-            variables, sharding.fsdp_sharding(variables, self._mesh)
+        places = jax.tree.map(
+            # What training has on the mesh stays where `mesh.rules` put it.
+            lambda leaf, place: leaf.sharding if self._on_mesh(leaf) else place,
+            variables,
+            sharding.fsdp_sharding(variables, self._mesh),
         )
+        encoder._variables = sharding.put(variables, places)
         return encoder
+
+    def _on_mesh(self, leaf: Any) -> bool:
+        where = getattr(leaf, "sharding", None)
+        return getattr(where, "mesh", None) == self._mesh
 
     @property
     def scale(self) -> float:
@@ -174,9 +184,14 @@ class ModelEncoder:
         for (part_ids, count), (part_mask, _) in zip(
             self._padded(ids), self._padded(mask), strict=True
         ):
-            part = self._to_device({"ids": part_ids, "mask": part_mask})
+            self.before_batch()
+            share = len(part_ids) // self._hosts
+            own = np.arange(self._host * share, (self._host + 1) * share)
+            part = {"ids": part_ids[own], "mask": part_mask[own], "row": own}
+            part = self._to_device(part)
             zt = self._encode_text(self._variables, part["ids"], part["mask"])
-            rows.append(self._gather(zt)[:count])
+            zt, row = self._gather((zt, part["row"]))
+            rows.append(zt[np.argsort(row)[:count]])
         return np.concatenate(rows)
 
     def score(self, za: np.ndarray, zt: np.ndarray) -> np.ndarray:
@@ -246,6 +261,7 @@ class ModelEncoder:
         self, batch: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Embeddings of this host's rows and of all others', with what labels them."""
+        self.before_batch()
         za = self._encode_audio(self._variables, self._to_device(batch))
         return self._gather((za, self._to_device(labels)))
 
@@ -286,13 +302,24 @@ def hearing(frontend: Frontend) -> str:
     return f"{frontend.clip_seconds} s {rate}, {long}"
 
 
-def sound(batch: Mapping[str, jax.Array], frontend: Frontend) -> Sound:
+def sound(
+    batch: Mapping[str, jax.Array], frontend: Frontend, mesh: Mesh | None = None
+) -> Sound:
     """What the audio tower gets of a batch: log-mels in float32, as they came or from
-    waves, int16 or float32, and what is known of their length."""
+    waves, int16 or float32, and what is known of their length.
+
+    mesh: that the rows are split over, if they are, inside jit.
+    """
     if "mel" in batch:
         mel = batch["mel"].astype(jnp.float32)
     else:
-        mel = frontend_lib.log_mel(batch["wave"], frontend, xp=jnp)
+        log_mel = partial(frontend_lib.log_mel, frontend=frontend, xp=jnp)
+        if mesh is not None and mesh.size > 1:
+            # The compiler does not split a Fourier transform: every device would get
+            # the waves of all, and transform them all.
+            rows = sharding.batch_sharding(mesh).spec
+            log_mel = jax.shard_map(log_mel, mesh=mesh, in_specs=rows, out_specs=rows)
+        mel = log_mel(batch["wave"])
     return Sound(mel, batch.get("longer"), batch.get("frames"))
 
 
@@ -311,9 +338,13 @@ def _heard(clip: Mapping[str, Any], frontend: Frontend, seconds: float) -> Heard
 
 
 def _encode_audio(
-    spec: zoo.Spec, dual: Dual, variables: Any, batch: dict[str, jax.Array]
+    spec: zoo.Spec,
+    dual: Dual,
+    mesh: Mesh,
+    variables: Any,
+    batch: dict[str, jax.Array],
 ) -> jax.Array:
-    (za, _), _ = dual.encode_audio(variables, sound(batch, spec.frontend))
+    (za, _), _ = dual.encode_audio(variables, sound(batch, spec.frontend, mesh))
     return za
 
 

@@ -25,9 +25,11 @@ from clap_jax.losses.contrastive import Labels, Options
 
 Score = Callable[[Any, Any, Any], Array]
 
-# Below this, all scores of a device are nothing beside the towers' activations; it is
-# also what a block of scores may take.
-SCORES_BYTES = 64 * 2**20
+# All scores of a device may take this before they are computed in blocks: the compiler
+# keeps about seven arrays of that size.
+GLOBAL_BYTES = 16 * 2**20
+# What one block of scores may take.
+BLOCK_BYTES = 64 * 2**20
 # What all texts and their gradients may take before they go round instead.
 TEXTS_BYTES = 128 * 2**20
 
@@ -44,7 +46,7 @@ def choose(
     impl = options.impl
     if impl == "auto":
         impl = "global"
-        if scores > SCORES_BYTES:
+        if scores > GLOBAL_BYTES:
             impl = "gather" if texts <= TEXTS_BYTES or devices == 1 else "ring"
     chunk = options.chunk
     if not chunk and impl != "global":
@@ -53,7 +55,7 @@ def choose(
     at_once = f"{min(chunk, rows)} rows at a time" if chunk else "all rows at once"
     reason = (
         f"{options.name} loss, {impl}{told}: {batch} x {batch} scores over {devices} "
-        f"device(s) are {_size(scores)} a device (global up to {_size(SCORES_BYTES)}), "
+        f"device(s) are {_size(scores)} a device (global up to {_size(GLOBAL_BYTES)}), "
         f"all texts with gradients {_size(texts)} (gather up to {_size(TEXTS_BYTES)}); "
         f"{at_once}"
     )
@@ -62,7 +64,7 @@ def choose(
 
 def _fitting_rows(rows: int, columns: int) -> int:
     """Rows at a time: a divisor of all rows if a good one is near, else 8 or more."""
-    most = max(SCORES_BYTES // (4 * columns), 8)
+    most = max(BLOCK_BYTES // (4 * columns), 8)
     if most >= rows:
         return rows
     divisor = next(n for n in range(most, 0, -1) if rows % n == 0)

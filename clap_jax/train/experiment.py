@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +22,22 @@ from clap_jax import config as config_lib
 from clap_jax.audio.augment import Augment
 from clap_jax.evals import Result, build_evaluator
 from clap_jax.evals.encode import ModelEncoder
+from clap_jax.losses import contrastive
 from clap_jax.models import zoo
 from clap_jax.models.dual import Dual
 from clap_jax.pipeline import loader
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source, build_source
 from clap_jax.text import tokenize
+from clap_jax.train import device_data
 from clap_jax.train import starts as starts_lib
+from clap_jax.train import state as state_lib
+
+# The data.source that reads nothing: no tokenizer, no evaluations either.
+NOISE = "synthetic_device"
+
+# Where the sigmoid loss's bias starts (arXiv 2303.15343): nearly all pairs are negative.
+SIGMOID_BIAS = -10.0
 
 # A tokenizer is trained on at most so many captions of each source.
 TOKENIZER_CAPTIONS = 1_000_000
@@ -49,31 +59,51 @@ class Experiment(NamedTuple):
     mesh: Mesh
     spec: zoo.Spec
     dual: Dual
-    tokenizer: tokenize.Tokenizer
+    undropped: (
+        Dual  # the last stage's, and evaluation's; the same if nothing is dropped
+    )
+    tokenizer: tokenize.Tokenizer | None  # none where there is nothing to read
     sources: list[tuple[Source, float]]
     evaluations: dict[str, Evaluation]
     augment: Augment
     starts: list[starts_lib.Start]
 
-    def train_dataset(self) -> loader.TrainDataset:
-        """This host's batches, endless; its iterators are checkpointable."""
-        config, spec = self.config, self.spec
-        prepare = Prepare(
-            spec.frontend,
-            mel=_where_mels_are_made(config, spec),
+    def prepare(self) -> Prepare:
+        """What makes training clips."""
+        return Prepare(
+            self.spec.frontend,
+            mel=_where_mels_are_made(self.config, self.spec),
             random_crop=True,
-            cache_gib=config.data.cache_gib,
+            cache_gib=self.config.data.cache_gib,
         )
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of a global batch."""
+        return device_data.abstract_batch(
+            self.prepare(),
+            self.spec.text_length,
+            self.config.train.batch_size,
+            self.mesh,
+        )
+
+    def train_dataset(self) -> loader.TrainDataset | device_data.DeviceData:
+        """This host's batches, endless; its iterators are checkpointable."""
+        config = self.config
+        if config.data.source == NOISE:
+            noise = device_data.noise(self.abstract_batch(), self.spec.vocab_size)
+            return device_data.DeviceData(noise)
         return loader.train_dataset(
             self.sources,
-            prepare,
+            self.prepare(),
             self.tokenizer,
             batch_size=config.train.batch_size // jax.process_count(),
             seed=config.train.seed,
             shard=(jax.process_index(), jax.process_count()),
+            rows=sharding.host_rows(config.train.batch_size, self.mesh),
             threads=config.data.threads,
             workers=config.data.workers,
             prefetch=config.data.prefetch,
+            read_together=config.data.read_together,
         )
 
     def examples(self) -> int:
@@ -82,12 +112,26 @@ class Experiment(NamedTuple):
     def init_variables(self) -> dict[str, Any]:
         """Fresh variables, then the weights that `init_from` gives (by regex).
 
-        A run that goes on from a checkpoint gets all of its weights from there.
+        Every leaf is made where it lives on the mesh, with the same bits on any. A run
+        that goes on from a checkpoint gets all of its weights from there.
         """
-        variables = self.dual.init(jax.random.key(self.config.train.seed))
-        return starts_lib.fill(
-            variables, self.starts, self.spec, self.config.init_pattern
+        shapes = state_lib.abstract_variables(self.dual, self.config, self.mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+        init = jax.jit(self.dual.init, out_shardings=shardings)
+        variables = starts_lib.fill(
+            init(jax.random.key(self.config.train.seed)),
+            self.starts,
+            self.spec,
+            self.config.init_pattern,
         )
+        return sharding.put(variables, shardings)
+
+    def undropped_from(self, total_steps: int) -> int:
+        """The first step that leaves out no patch and no word."""
+        if self.dual is self.undropped:
+            return 0
+        percent = self.config.train.undropped_percent
+        return total_steps - math.ceil(total_steps * percent / 100)
 
     def keep(self) -> None:
         """Write into the workdir what the model needs besides weights, and the config.
@@ -96,7 +140,8 @@ class Experiment(NamedTuple):
         that `clap_jax.load` can use any checkpoint that there is.
         """
         if jax.process_index() == 0:
-            self.tokenizer.save(self.workdir / "tokenizer")
+            if self.tokenizer is not None:
+                self.tokenizer.save(self.workdir / "tokenizer")
             config_lib.write_text(self.workdir / "spec.json", self.spec.to_json())
             text = config_lib.to_json(self.config)
             config_lib.write_text(self.workdir / "config.json", text)
@@ -127,36 +172,34 @@ def every(steps: int, step: int) -> bool:
 def build(config: ConfigDict, workdir: Path) -> Experiment:
     """Check the whole config and make every part; nothing heavy runs on a device yet."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    sharding.check_batch(config.train.batch_size, mesh)
-    if config.loss.name != "softmax":
-        raise config_lib.ConfigError(f"loss.name is softmax, not {config.loss.name!r}")
+    sharding.check_batch(config.train.batch_size, mesh, config.train.accumulate)
+    loss = contrastive.Options(**config_lib.plain(config.loss))
     if config.data.mel not in ("auto", "host", "device"):
         raise config_lib.ConfigError(
             f"data.mel is auto, host or device, not {config.data.mel!r}"
         )
-    sources = [
-        _source(section, f"data.sources[{number}]", weighted=True)
-        for number, section in enumerate(config.data.sources)
-    ]
-    if not sources:
-        raise config_lib.ConfigError("data.sources is empty: name at least one source")
+    noise = config.data.source == NOISE
+    sources = [] if noise else _sources(config)
     starts = [] if checkpoint.has_steps(workdir) else starts_lib.load(config)
     spec = _spec(config, workdir, starts)
-    clips = [source for source, _ in sources]
-    tokenizer, style = _tokenizer(config, spec, workdir, clips, starts)
-    vocab_size = tokenizer.vocab_size
-    if config.model == starts_lib.MODEL:  # its table may have rows to spare
-        vocab_size = max(vocab_size, spec.vocab_size)
-    spec = dataclasses.replace(spec, vocab_size=vocab_size, tokenizer_style=style)
+    tokenizer = None
+    if not noise:
+        clips = [source for source, _ in sources]
+        tokenizer, style = _tokenizer(config, spec, workdir, clips, starts)
+        vocab_size = tokenizer.vocab_size
+        if config.model == starts_lib.MODEL:  # its table may have rows to spare
+            vocab_size = max(vocab_size, spec.vocab_size)
+        spec = dataclasses.replace(spec, vocab_size=vocab_size, tokenizer_style=style)
+    spec = for_loss(spec, loss)
     _where_mels_are_made(config, spec)
     _check_spec(spec, workdir)
     _check_best_metric(config)
-    dual = zoo.build(spec, dtype=config.precision, remat=config.remat)
+    dual, undropped = duals(config, spec)
     # Evaluations with equal settings share what is compiled.
     encoder = functools.cache(
         lambda batch_size, crop_seed: ModelEncoder(
             spec,
-            dual,
+            undropped,
             tokenizer,
             mesh=mesh,
             batch_size=batch_size,
@@ -170,15 +213,61 @@ def build(config: ConfigDict, workdir: Path) -> Experiment:
         mesh=mesh,
         spec=spec,
         dual=dual,
+        undropped=undropped,
         tokenizer=tokenizer,
         sources=sources,
         evaluations={
             name: _evaluation(name, section, encoder)
-            for name, section in config.evals.items()
+            for name, section in ({} if noise else config.evals).items()
         },
         augment=config_lib.build(Augment, config.augment, "augment"),
         starts=starts,
     )
+
+
+def for_loss(spec: zoo.Spec, loss: contrastive.Options) -> zoo.Spec:
+    """`spec`, with a learned bias where the loss needs one and the model has none."""
+    if loss.name != "sigmoid" or spec.logit_bias_init is not None:
+        return spec
+    logging.info("sigmoid loss: a learned bias is added, at first %g", SIGMOID_BIAS)
+    return dataclasses.replace(spec, logit_bias_init=SIGMOID_BIAS)
+
+
+def duals(
+    config: ConfigDict, spec: zoo.Spec, remat: str | None = None
+) -> tuple[Dual, Dual]:
+    """The model as the config trains it: most of the run, and its last stage.
+
+    The first leaves out `train.patch_drop` of the patches, `train.frequency_drop` of
+    the bands and `train.token_drop` of the words; both are one where nothing is left
+    out. remat: the config's unless given. Raises ConfigError, and ValueError where a
+    tower cannot leave out so much.
+    """
+    settings = config.train
+    if not 0 <= settings.undropped_percent <= 100:
+        raise config_lib.ConfigError(
+            f"train.undropped_percent is {settings.undropped_percent}, expected 0 to 100"
+        )
+    names = ("patch_drop", "frequency_drop", "token_drop")
+    drops = {name: settings[name] for name in names if settings[name]}
+    compute = {"dtype": config.precision, "remat": remat or config.remat}
+    undropped = zoo.build(spec, **compute)
+    return (zoo.build(spec, **compute, **drops) if drops else undropped), undropped
+
+
+def _sources(config: ConfigDict) -> list[tuple[Source, float]]:
+    """Every training source and its weight."""
+    if config.data.source != "files":
+        raise config_lib.ConfigError(
+            f"data.source is files or {NOISE}, not {config.data.source!r}"
+        )
+    sources = [
+        _source(section, f"data.sources[{number}]", weighted=True)
+        for number, section in enumerate(config.data.sources)
+    ]
+    if not sources:
+        raise config_lib.ConfigError("data.sources is empty: name at least one source")
+    return sources
 
 
 def _source(section: Any, where: str, weighted: bool) -> tuple[Source, float]:

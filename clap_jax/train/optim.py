@@ -11,6 +11,9 @@ from ml_collections import ConfigDict
 from clap_jax import config as config_lib
 from clap_jax import sharding
 
+# Optimizers whose first moment may be bfloat16.
+_WITH_MOMENTUM_DTYPE = ("adamw", "adam", "lion")
+
 
 def make_schedule(optim: ConfigDict, warmup: int, total: int) -> optax.Schedule:
     """Linear warm-up, then cosine to zero or constant, per step.
@@ -77,11 +80,12 @@ def _log_table(params: Any, multipliers: Any, decays: Any) -> None:
 
 def _precondition(optim: ConfigDict) -> optax.GradientTransformation:
     beta1, beta2, epsilon = optim.beta1, optim.beta2, optim.epsilon
+    momentum = _momentum_dtype(optim)
     match optim.name:
         case "adamw" | "adam":
-            return optax.scale_by_adam(beta1, beta2, epsilon)
+            return optax.scale_by_adam(beta1, beta2, epsilon, mu_dtype=momentum)
         case "lion":
-            return optax.scale_by_lion(beta1, beta2)
+            return optax.scale_by_lion(beta1, beta2, mu_dtype=momentum)
         case "adafactor":
             return optax.chain(
                 optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)
@@ -95,6 +99,25 @@ def _precondition(optim: ConfigDict) -> optax.GradientTransformation:
     raise config_lib.ConfigError(
         f"optim.name is adamw, adam, lion, adafactor or muon, not {optim.name!r}"
     )
+
+
+def _momentum_dtype(optim: ConfigDict) -> str:
+    """What first moments are kept in. Raises ConfigError where there is no choice.
+
+    Second moments are float32 always: what a step adds to them, 1 - beta2 = 0.001 of a
+    value, can be less than half of the last of bfloat16's eight bits.
+    """
+    dtype = optim.momentum_dtype
+    if dtype not in ("float32", "bfloat16"):
+        raise config_lib.ConfigError(
+            f"optim.momentum_dtype is float32 or bfloat16, not {dtype!r}"
+        )
+    if dtype != "float32" and optim.name not in _WITH_MOMENTUM_DTYPE:
+        raise config_lib.ConfigError(
+            f"optim.momentum_dtype={dtype} is offered for "
+            f"{', '.join(_WITH_MOMENTUM_DTYPE)}, not for optim.name={optim.name}"
+        )
+    return dtype
 
 
 def _decay(strength: float, factors: Any) -> optax.GradientTransformation:

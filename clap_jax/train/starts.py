@@ -20,6 +20,8 @@ MODEL = "init_from"
 # trained; without, it starts fresh.
 _MAY_BE_FRESH = "params/text/pooler"
 _TOKENS = "params/text/tokens/embedding"
+# Models that were trained with softmax have none.
+_BIAS = "params/logit_bias"
 
 
 class Start(NamedTuple):
@@ -95,8 +97,10 @@ def fill(
     for start in starts:
         _warn(start, spec)
         found = sharding.flatten(start.model.variables)
-        # Else it is asked for all: what a whole model lacks is an error.
-        own = pattern if start.is_whole else _within(found, variables, pattern)
+        if start.is_whole:  # is asked for all: what it lacks is an error
+            own = _without_bias(found, variables, pattern, start.name)
+        else:
+            own = _within(found, variables, pattern)
         variables = checkpoint.fill(
             variables,
             start.model.variables,
@@ -114,6 +118,17 @@ def fill(
                 ", ".join(unused[:5]),
             )
     return variables
+
+
+def _without_bias(
+    found: dict[str, Any], variables: dict[str, Any], pattern: str, name: str
+) -> str:
+    """`pattern` but for the sigmoid loss's bias, where only the new model has one."""
+    wanted = sharding.flatten(variables)
+    if _BIAS in found or _BIAS not in wanted or not re.fullmatch(pattern, _BIAS):
+        return pattern
+    logging.info("init_from %s has no %s: the fresh one is kept", name, _BIAS)
+    return rf"(?!{re.escape(_BIAS)}$)(?:{pattern})"
 
 
 def _within(found: dict[str, Any], variables: dict[str, Any], pattern: str) -> str:

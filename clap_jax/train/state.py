@@ -4,13 +4,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from clap_jax import config as config_lib
 from clap_jax import sharding
 from clap_jax.metrics import Mean
+from clap_jax.models.dual import Dual
+from clap_jax.train import optim
 
-# Accumulated on the device between two lines of the log.
+# Accumulated on the device between two lines of the log; "logit_bias" as well in
+# models that have one.
 METRICS = ("loss", "grad_norm", "param_norm", "logit_scale")
 
 
@@ -26,8 +32,10 @@ class TrainState(NamedTuple):
     clips: Mean  # uint32: bad clips, clips seen, since the start
 
 
-def zero_totals() -> dict[str, Mean]:
-    return {name: Mean(jnp.float32(0), jnp.float32(0)) for name in METRICS}
+def zero_totals(params: Any) -> dict[str, Mean]:
+    """What a step of a model with these parameters adds its metrics to."""
+    names = (*METRICS, *(name for name in ("logit_bias",) if name in params))
+    return {name: Mean(jnp.float32(0), jnp.float32(0)) for name in names}
 
 
 def make_state(
@@ -44,14 +52,79 @@ def make_state(
         model_state=variables["state"],
         opt_state=optimizer.init(params),
         average=jax.tree.map(jnp.copy, params) if average else {},
-        totals=zero_totals(),
+        totals=zero_totals(params),
         clips=Mean(jnp.uint32(0), jnp.uint32(0)),
     )
 
 
-def shard_state(state: TrainState, mesh: Mesh) -> TrainState:
-    """Parameters, averages and optimizer state over `fsdp`; the rest replicated."""
-    return jax.device_put(state, sharding.fsdp_sharding(state, mesh))
+def abstract_variables(dual: Dual, config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+    """Shapes, dtypes and shardings of a model's variables; nothing is computed."""
+    shapes = jax.eval_shape(lambda: dual.init(jax.random.key(0)))
+    return _placed(shapes, config, mesh)
+
+
+def abstract_state(
+    dual: Dual,
+    config: ConfigDict,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation | None = None,
+) -> TrainState:
+    """Shapes, dtypes and shardings of a state, as `jax.ShapeDtypeStruct`s.
+
+    Nothing is computed, and the mesh's devices need not be there. optimizer: that of
+    the config unless given. Raises ValueError where `mesh.rules` do not fit the model.
+    """
+    variables = abstract_variables(dual, config, mesh)
+    if optimizer is None:
+        params = variables["params"]
+        optimizer = optim.make_optimizer(config.optim, params, lambda step: 0.0)
+    return _abstract(variables, optimizer, config, mesh)
+
+
+def fresh_state(
+    variables: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    mesh: Mesh,
+) -> TrainState:
+    """The state before the first step, on the mesh; it takes `variables` over.
+
+    Moments and averages are made where they live, never whole on one device.
+    """
+    state = _abstract(variables, optimizer, config, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    placed = {"params": shardings.params, "state": shardings.model_state}
+    make = jax.jit(
+        lambda variables: make_state(variables, optimizer, bool(state.average)),
+        out_shardings=shardings,
+        donate_argnums=0,
+    )
+    return make(sharding.put(variables, placed))
+
+
+def _abstract(
+    variables: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    mesh: Mesh,
+) -> TrainState:
+    state = jax.eval_shape(
+        lambda variables: make_state(variables, optimizer, config.train.ema_decay > 0),
+        variables,
+    )
+    return _placed(state, config, mesh)
+
+
+def _placed(tree: Any, config: ConfigDict, mesh: Mesh) -> Any:
+    """Shapes and dtypes with the shardings that the config gives them."""
+    shardings = sharding.state_sharding(tree, mesh, config_lib.plain(config.mesh.rules))
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=where
+        ),
+        tree,
+        shardings,
+    )
 
 
 def evaluation_variables(state: TrainState) -> dict[str, Any]:
@@ -88,7 +161,10 @@ def count_parameters(tree: Any) -> int:
 
 
 def restored(state: TrainState, checkpoints: Any, iterator: Any) -> TrainState:
-    """The newest checkpoint in the shape of `state`; the iterator is moved along."""
+    """The newest checkpoint in the shape of `state`, which may be an abstract one.
+
+    The iterator is moved along.
+    """
     return from_items(
         checkpoints.restore(checkpoints.latest_step(), to_items(state), iterator)
     )
@@ -96,5 +172,6 @@ def restored(state: TrainState, checkpoints: Any, iterator: Any) -> TrainState:
 
 def reset_totals(state: TrainState, mesh: Mesh) -> TrainState:
     """Begin a new line of the log."""
-    zeros = jax.device_put(zero_totals(), sharding.replicated(mesh))
-    return state._replace(totals=zeros)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state.totals)
+    everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), zeros)
+    return state._replace(totals=sharding.put(zeros, everywhere))

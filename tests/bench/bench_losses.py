@@ -9,7 +9,6 @@ share one processor, so they tell what is computed, not what a network would cos
 
 import argparse
 import itertools
-import os
 import statistics
 import time
 
@@ -76,7 +75,7 @@ def inputs(mesh, batch: int, width: int) -> tuple:
 
 def main() -> None:
     given = arguments()
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", given.devices)
     # Two steps in flight on few cores would wait for each other's threads.
     jax.config.update("jax_cpu_enable_async_dispatch", False)

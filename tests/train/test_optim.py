@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from clap_jax import config as config_lib
+from clap_jax import sharding
 from clap_jax.train import optim
 
 PARAMS = {
@@ -103,3 +104,36 @@ def test_biases_are_not_decayed():
     updates, _ = optimizer.update(zero, optimizer.init(PARAMS), PARAMS)
     np.testing.assert_array_equal(updates["audio"]["bias"], 0)
     np.testing.assert_allclose(updates["audio"]["kernel"], -1.0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "lion"])
+def test_bfloat16_momentum(name):
+    """Only first moments; the parameters go about the same way."""
+    config = section(name=name, learning_rate=0.1, momentum_dtype="bfloat16")
+    half, state = update(config, steps=3)
+    whole, _ = update(section(name=name, learning_rate=0.1), steps=3)
+    dtypes = {}
+    sharding.map_with_path(
+        lambda path, leaf: (
+            dtypes.setdefault(path.split("/")[-3], set()).add(leaf.dtype.name)
+            if path.endswith("audio/kernel")
+            else None
+        ),
+        state,
+    )
+    assert dtypes.pop("mu") == {"bfloat16"}
+    assert dtypes == ({} if name == "lion" else {"nu": {"float32"}})
+    for a, b in zip(jax.tree.leaves(half), jax.tree.leaves(whole)):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=5e-3)
+
+
+def test_momentum_that_is_not_offered():
+    for name in ("adafactor", "muon"):
+        with pytest.raises(
+            config_lib.ConfigError,
+            match=f"offered for adamw, adam, lion, not for optim.name={name}",
+        ):
+            update(section(name=name, momentum_dtype="bfloat16"))
+    with pytest.raises(config_lib.ConfigError, match="float32 or bfloat16, not 'half'"):
+        update(section(momentum_dtype="half"))

@@ -59,27 +59,50 @@ def with_waves(batch):
 DESCENT = optax.sgd(0.1)
 
 
+def settings(**changes):
+    """A config; `changes` are dotted keys."""
+    config = config_lib.default()
+    config.train.batch_size = BATCH
+    config.update_from_flattened_dict(
+        {key.replace("__", "."): value for key, value in changes.items()}
+    )
+    return config
+
+
 def run(
     variables,
     batch,
     mesh,
     steps=2,
-    ema_decay=0.0,
     augment=PLAIN,
     optimizer=DESCENT,
     spec=SPEC,
+    **changes,
 ):
-    dual = zoo.build(spec)
-    variables = jax.tree.map(jnp.copy, variables)  # the step takes its state over
-    state = state_lib.make_state(variables, optimizer, ema_decay > 0)
-    state = state_lib.shard_state(state, mesh)
-    loss = step_lib.make_loss(dual, spec.frontend, augment, multi_positive=True)
-    update = step_lib.make_step(loss, dual, optimizer, seed=0, ema_decay=ema_decay)
+    dual, config = zoo.build(spec), settings(**changes)
+    variables = jax.tree.map(jnp.copy, variables)  # the state takes them over
+    state = state_lib.fresh_state(variables, optimizer, config, mesh)
+    update = step_lib.make_update(config, spec, dual, optimizer, mesh, augment)
     arrays = sharding.to_global(batch, mesh)
     compiled = step_lib.compile_step(update, state, arrays, mesh)
     for _ in range(steps):
         state = compiled(state, arrays)
     return jax.device_get(state)
+
+
+def make_gradient(spec=SPEC, augment=PLAIN, dual=None, **changes):
+    """The loss and its gradient on one device, compiled."""
+    one = sharding.make_mesh(devices=jax.devices()[:1])
+    dual = dual or zoo.build(spec)
+    return jax.jit(
+        step_lib.make_gradient(settings(**changes), spec, dual, one, augment)
+    )
+
+
+def make_loss(*arguments):
+    """The loss alone, compiled."""
+    gradient = make_gradient(*arguments)
+    return jax.jit(lambda *given: gradient(*given)[0][0])
 
 
 @pytest.mark.parametrize("fsdp", [1, 4])
@@ -127,15 +150,24 @@ def _paths(tree):
 def test_int16_waves_give_the_loss_of_their_mels(variables, batch):
     from clap_jax.audio import frontend as frontend_lib
 
-    dual = zoo.build(SPEC)
     waves = with_waves(batch)
     mel = frontend_lib.log_mel(waves["wave"], SPEC.frontend)
-    loss = jax.jit(step_lib.make_loss(dual, SPEC.frontend, Augment(), True))
+    loss = make_loss()
     arguments = variables["params"], variables["state"]
     key = jax.random.key(0)
-    from_wave, _ = loss(*arguments, waves, key)
-    from_mel, _ = loss(*arguments, batch | {"mel": mel}, key)
+    from_wave = loss(*arguments, waves, key)
+    from_mel = loss(*arguments, batch | {"mel": mel}, key)
     assert float(from_wave) == pytest.approx(float(from_mel), rel=1e-5)
+
+
+def test_every_device_hears_its_own_waves_only(batch):
+    """The compiler alone would send all waves to all devices for the transform."""
+    mesh = sharding.make_mesh()
+    waves = sharding.to_global({"wave": with_waves(batch)["wave"]}, mesh)
+    hear = jax.jit(lambda batch: step_lib.sound(batch, SPEC.frontend, mesh).mel)
+    assert "all-gather" not in hear.lower(waves).compile().as_text()
+    alone = step_lib.sound(jax.device_get(waves), SPEC.frontend).mel
+    np.testing.assert_allclose(hear(waves), alone, atol=1e-3)
 
 
 def test_totals_count_steps_and_bad_clips(variables, batch):
@@ -161,7 +193,7 @@ def test_moving_average_follows_the_parameters():
 
 
 def test_average_is_what_evaluation_uses(variables, batch):
-    state = run(variables, batch, sharding.make_mesh(), ema_decay=0.9)
+    state = run(variables, batch, sharding.make_mesh(), train__ema_decay=0.9)
     used = state_lib.evaluation_variables(state)["params"]
     for a, b in zip(jax.tree.leaves(used), jax.tree.leaves(state.average)):
         np.testing.assert_array_equal(a, b)
@@ -173,7 +205,7 @@ def test_average_is_what_evaluation_uses(variables, batch):
 
 
 def test_state_survives_the_trip_through_items(variables, batch):
-    state = run(variables, batch, sharding.make_mesh(), ema_decay=0.9)
+    state = run(variables, batch, sharding.make_mesh(), train__ema_decay=0.9)
     again = state_lib.from_items(state_lib.to_items(state))
     assert jax.tree.structure(again) == jax.tree.structure(state)
 
@@ -247,18 +279,14 @@ def test_one_program_for_all_batches(whole_mel):
     recomputation the loss is about the same, and it has a gradient."""
     spec, variables, _ = whole_mel
 
-    def make_loss(**compute):
-        dual = zoo.build(spec, **compute)
-        return step_lib.make_loss(dual, spec.frontend, AUGMENT, multi_positive=True)
-
-    loss = jax.jit(make_loss())
-    half = make_loss(dtype="bfloat16", remat="blocks")
-    half = jax.jit(jax.value_and_grad(half, has_aux=True))
+    loss = make_loss(spec, AUGMENT)
+    half = zoo.build(spec, dtype="bfloat16", remat="blocks")
+    half = make_gradient(spec, AUGMENT, half)
     found = set()
     for seed in range(3):
         batch = whole_mel_batch(spec, seed)
         arguments = variables["params"], variables["state"], batch, jax.random.key(0)
-        value, _ = loss(*arguments)
+        value = loss(*arguments)
         (half_value, _), gradient = half(*arguments)
         assert float(half_value) == pytest.approx(float(value), rel=0.05)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))

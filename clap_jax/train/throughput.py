@@ -1,0 +1,143 @@
+"""How fast a run is, and how much of the hardware that uses: the figures of a log line.
+
+Model FLOPs utilisation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B):
+
+    mfu = clips/s * model FLOPs a clip / (devices * peak FLOP/s of one)
+    model FLOPs a clip = 3 * (FLOPs of encoding one clip and one text + 2 * B * E)
+
+The FLOPs of encoding are those that XLA's cost analysis counts in the traced forward
+pass, before any optimisation; 2 * B * E are a clip's scores against B texts, and a
+backward pass counts as two forward passes. What is computed twice to save memory
+(remat, accumulate, blocks of scores) is not counted twice.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from clap_jax import chips
+from clap_jax.models import zoo
+from clap_jax.models.dual import Dual
+
+# A square matrix of so many rows tells what a processor without a data sheet can do.
+MEASURED_ROWS = 1024
+
+
+def model_flops(dual: Dual, spec: zoo.Spec, batch_size: int) -> float:
+    """FLOPs that a training step of B = batch_size needs for one clip with its text.
+
+    dual: with remat "none", since XLA counts the body of a loop once.
+    """
+
+    def encode(variables, key, sound, ids, mask):
+        (za, _), _ = dual.encode_audio(variables, sound, train=True, key=key)
+        (zt, _), _ = dual.encode_text(variables, ids, mask, train=True, key=key)
+        return za, zt
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(dual.init, key)
+    lowered = jax.jit(encode).lower(variables, key, *zoo.examples(spec))
+    encoding = lowered.cost_analysis()["flops"]
+    return 3 * (encoding + 2.0 * batch_size * spec.embed_dim)
+
+
+def peak_flops(devices: list[jax.Device]) -> float:
+    """FLOP/s of all `devices` together at best, in bfloat16 where they have it.
+
+    From the table of chips; of a processor that is not in it, a CPU, what a float32
+    product of matrices reaches. Virtual devices share one processor.
+    """
+    chip = chips.find(devices[0].device_kind)
+    if chip is not None:
+        return chip.bf16_flops * len(devices)
+    return _measured_flops() * jax.process_count()
+
+
+def _measured_flops() -> float:
+    matrix = jnp.ones((MEASURED_ROWS, MEASURED_ROWS), jnp.float32)
+    product = jax.jit(jnp.dot)
+    product(matrix, matrix).block_until_ready()
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        seconds.append(time.perf_counter() - began)
+    return 2 * MEASURED_ROWS**3 / min(seconds)
+
+
+def memory_gib() -> float:
+    """The most memory that a local device has had in use since the start, in GiB.
+
+    On a CPU, whose devices have no memory of their own, that of this process.
+    """
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if all(stats):
+        return max(found["peak_bytes_in_use"] for found in stats) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class Meter:
+    """Where the time goes between two lines of the log.
+
+    batch_size: clips B of a step over all hosts. step: the one that the run starts at.
+    flops: model FLOPs a clip in a step, by its number; peak: FLOP/s of all devices.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        step: int,
+        flops: Callable[[int], float],
+        peak: float,
+    ):
+        self._batch_size, self._step = batch_size, step
+        self._flops, self._peak = flops, peak
+        self._began, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
+
+    def paused(self) -> "_Clock":
+        """Evaluations and saves are priced out of the throughput."""
+        return _Clock(self, "_paused")
+
+    def waiting(self) -> "_Clock":
+        """Time in which the loop waits for data."""
+        return _Clock(self, "_waited")
+
+    def lap(self, step: int) -> dict[str, float]:
+        """The figures since the last call.
+
+        Clips a second; pairs a second, of clip and text that the loss compares (B * B
+        a step); milliseconds a step; the share of time spent waiting for data; model
+        FLOPs utilisation; memory.
+        """
+        now = time.perf_counter()
+        seconds = max(now - self._began - self._paused, 1e-9)
+        steps = step - self._step
+        clips_per_s = steps * self._batch_size / seconds
+        scalars = {
+            "train/clips_per_s": clips_per_s,
+            "train/pairs_per_s": clips_per_s * self._batch_size,
+            "train/step_ms": seconds / steps * 1e3,
+            "train/data_wait_fraction": self._waited / seconds,
+            "train/mfu": clips_per_s * self._flops(step - 1) / self._peak,
+            "train/device_memory_gib": memory_gib(),
+        }
+        self._began, self._paused, self._waited = now, 0.0, 0.0
+        self._step = step
+        return scalars
+
+
+class _Clock:
+    def __init__(self, meter: Meter, name: str):
+        self._meter, self._name = meter, name
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_) -> None:
+        seconds = time.perf_counter() - self._began
+        setattr(self._meter, self._name, getattr(self._meter, self._name) + seconds)
