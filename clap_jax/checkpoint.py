@@ -5,13 +5,14 @@ A step folder holds separate items, so that using a model never reads its optimi
     model      {"params", "state"} of the towers
     average    {"params"}: the moving average, when the run keeps one
     training   optimizer state, step and metric totals
-    data       position of the data iterator, one file a process
+    data       position of the data iterator (JSON), the same for every process
 
 An export is a folder with `spec.json`, `model.safetensors` and the tokenizer.
 """
 
 import contextlib
 import errno
+import functools
 import json
 import math
 import os
@@ -24,11 +25,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from grain.checkpoint import CheckpointRestore, CheckpointSave
+from jax.experimental import multihost_utils
 
 from clap_jax import sharding
 
 WEIGHTS_FILE = "model.safetensors"
+
+# Of a leaf at least so large, each device that has it writes a part.
+SHARED_WRITING_BYTES = 2**20
 
 # The format's names of numpy's dtypes.
 _SAFETENSORS_DTYPES = {
@@ -63,16 +67,19 @@ class Checkpoints:
             policies.append(
                 ocp.checkpoint_managers.BestN(
                     n=1,
-                    get_metric_fn=lambda metrics: metrics[best_metric],
+                    get_metric_fn=self._score,
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        self._manager = ocp.CheckpointManager(
+        _share_writing()
+        self._manager = _Manager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(
                     policies
                 ),
+                # Without it Orbax does not write metrics, and forgets them on resume.
+                best_fn=self._score if best_metric else None,
                 # A killed save leaves a temporary folder, which nobody else will clean.
                 cleanup_tmp_directories=True,
             ),
@@ -82,21 +89,32 @@ class Checkpoints:
         """The newest complete step, or None."""
         return self._manager.latest_step()
 
+    def _score(self, metrics: dict[str, float]) -> float:
+        return metrics.get(self._best_metric, -math.inf)
+
     def save(
         self, step: int, items: dict[str, Any], iterator: Any, metrics: dict[str, float]
     ) -> None:
         """Begin to save `items` and the iterator's position as `step`.
 
         Returns when the values are copied; writing goes on in the background, and an
-        error there is raised by the next save or by `wait`.
+        error there is raised by the next save or by `wait`. Of a step that is there
+        already, only metrics are added.
         """
         self.wait()  # an error of the save before this one is told as its own
         composite = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-        best = {k: v for k, v in metrics.items() if k == self._best_metric} or None
+        name = self._best_metric
+        # What was not evaluated is never the best; Orbax wants metrics of every step.
+        best = {name: metrics.get(name, -math.inf)} if name else None
         with self._explained(step):
+            if step == self.latest_step():
+                if name in metrics:
+                    self._add_metrics(step, best)
+                return
+            data = ocp.args.JsonSave(iterator.get_state())
             self._manager.save(
                 step,
-                args=ocp.args.Composite(**composite, data=CheckpointSave(iterator)),
+                args=ocp.args.Composite(**composite, data=data),
                 metrics=best,
             )
 
@@ -117,9 +135,7 @@ class Checkpoints:
             for name, tree in templates.items()
         }
         # First, and outside: where the data differ, the iterator says so itself.
-        self._manager.restore(
-            step, args=ocp.args.Composite(data=CheckpointRestore(iterator))
-        )
+        iterator.set_state(self._iterator_state(step))
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**composite))
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
@@ -131,11 +147,77 @@ class Checkpoints:
             ) from error
         return {name: restored[name] for name in templates}
 
+    def _iterator_state(self, step: int) -> dict[str, Any]:
+        """What `get_state` said when `step` was saved, by however many processes."""
+        folder = self.folder / str(step) / "data"
+        # Before there were several hosts, Grain wrote it, a file for each process.
+        former = sorted(folder.glob("process_*.json"))
+        if former:
+            return json.loads(former[0].read_text())
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(data=ocp.args.JsonRestore())
+            )
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise CheckpointError(
+                f"{folder} does not say where in the data the run stood: "
+                f"{str(error).strip()[:300]}. Go on from another step, or begin another "
+                "--workdir with init_from"
+            ) from error
+        return restored["data"]
+
+    def _add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Metrics for a step that was saved without, as Orbax would have written them.
+
+        Such is a step of a run that was told to end when an evaluation was due.
+        """
+        path = self.folder / str(step) / "metrics" / "metrics"
+        if jax.process_index() == 0:
+            path.parent.mkdir(exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(metrics))
+            temporary.replace(path)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("metrics")
+        self._manager.reload()
+
     def close(self) -> None:
         self._manager.close()
 
     def _explained(self, step: int | None) -> "_Explain":
         return _Explain(self, step)
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which leaves it to the loop to look for the end of a run.
+
+    It would ask JAX with other numbers, and from other threads, than the loop does, who
+    might then miss its point to stop (see `clap_jax.hosts.Preemption`).
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
+@functools.cache
+def _share_writing() -> None:
+    """Let the devices that have a copy of a large leaf each write a part of it.
+
+    By Orbax's default they do so with every leaf, in slices that each take a program to
+    cut: seconds in which a small run stands still.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # it warns that something was there before
+    try:
+        ocp.type_handlers.register_type_handler(
+            jax.Array,
+            ocp.type_handlers.ArrayHandler(
+                min_slice_bytes_for_replica_parallel=SHARED_WRITING_BYTES
+            ),
+            override=True,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 class _Explain:

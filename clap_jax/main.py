@@ -5,12 +5,14 @@ The only module that defines absl flags.
 
 import os
 import re
+import shlex
 import sys
+import traceback
 from logging import INFO, LogRecord
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
@@ -28,18 +30,42 @@ flags.DEFINE_string(
     "command again goes on where it stopped. Default: under runs/, by the config.",
 )
 flags.DEFINE_enum(
-    "mode", "train", ["train", "eval"], "Train, or evaluate the workdir's newest model."
+    "mode",
+    "train",
+    ["train", "eval", "plan"],
+    "Train, evaluate the workdir's newest model, or plan: compile the training step for "
+    "devices that need not be there, and say what it needs (workdir/plan.json).",
+)
+flags.DEFINE_string(
+    "topology",
+    None,
+    "With --mode=plan: v5e:16x16, v6e:8x8, v5p:4x4x4 (a TPU slice; needs the extra "
+    "'tpu', and no TPU), cpu:8 (virtual devices), local (this machine's devices).",
+)
+flags.DEFINE_integer(
+    "hosts",
+    0,
+    "With --mode=plan: hosts of the topology; 0: as many as it has by itself.",
+    lower_bound=0,
+)
+flags.DEFINE_bool(
+    "search",
+    True,
+    "With --mode=plan: compile other batch sizes too, to find the largest that fits.",
 )
 
 
 def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         fail(f"unexpected argument(s): {' '.join(arguments[1:])}", status=2)
+    check_plan_flags()
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     handler = logging.get_absl_handler()
     handler.setFormatter(None)
     handler.addFilter(is_worth_showing)
+    if FLAGS.mode == "plan" and FLAGS.topology != "local":
+        os.environ["JAX_PLATFORMS"] = "cpu"  # or jax would look for a TPU to plan for
     # Imported here so that --help is quick and shows these flags alone.
     import jax
 
@@ -47,20 +73,70 @@ def main(arguments: list[str]) -> None:
         # Virtual devices share the cores: two steps in flight would wait for each
         # other's threads in their collectives, for ever.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
+    from clap_jax import hosts
     from clap_jax.checkpoint import CheckpointError
     from clap_jax.train import loop
 
     config_file = config_flags.get_config_filename(FLAGS["config"])
+    if "://" in (FLAGS.workdir or ""):
+        fail(
+            f"--workdir={FLAGS.workdir} is a URL, expected a folder that all hosts see "
+            "(NFS, Filestore, Lustre, or a bucket that is mounted)",
+            status=2,
+        )
     workdir = Path(FLAGS.workdir or default_workdir(config_file))
-    run = {"train": loop.train, "eval": loop.evaluate}[FLAGS.mode]
+    run = {"train": loop.train, "eval": loop.evaluate, "plan": plan}[FLAGS.mode]
     expected = (ValueError, OSError, ImportError, CheckpointError, loop.TrainingError)
     try:
+        if FLAGS.mode != "plan":  # which runs alone, and on no device
+            hosts.start(FLAGS.config.mesh.heartbeat_seconds)
         run(FLAGS.config, workdir)
-    except expected as error:
-        if os.environ.get("CLAP_JAX_TRACEBACK"):
+    except hosts.Preempted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(hosts.EXIT_RESTART)
+    except (Exception, KeyboardInterrupt) as error:
+        # Another host has died, or this one fails alone: it waits for nobody.
+        again = hosts.again(error)
+        if again or isinstance(error, (*expected, hosts.HostsError)):
+            tell(error, again)
+        elif hosts.alone():
             raise
-        # What went wrong is in the sentence; the traceback is for developers.
-        fail(f"{error}\n(CLAP_JAX_TRACEBACK=1 shows where)", status=1)
+        else:
+            traceback.print_exc()
+        hosts.leave(hosts.EXIT_RESTART if again else 1)
+
+
+def plan(config: ConfigDict, workdir: Path) -> None:
+    """What the training step needs on `--topology`."""
+    from clap_jax.train import plan_report
+
+    # The folder says where the plan lies, not what it is.
+    said = [word for word in sys.argv[1:] if not word.startswith("--workdir=")]
+    plan_report.run(
+        config,
+        workdir,
+        topology_name=FLAGS.topology,
+        hosts=FLAGS.hosts,
+        search=FLAGS.search,
+        command=shlex.join(["python", "-m", "clap_jax.main", *said]),
+    )
+
+
+def check_plan_flags() -> None:
+    """--topology comes with --mode=plan, and only with it."""
+    if FLAGS.mode == "plan" and not FLAGS.topology:
+        fail("--mode=plan needs --topology, e.g. --topology=v5e:16x16", status=2)
+    for name in ("topology", "hosts", "search"):
+        if FLAGS.mode != "plan" and FLAGS[name].present:
+            fail(f"--{name} is for --mode=plan, not --mode={FLAGS.mode}", status=2)
+
+
+def tell(error: BaseException, sentence: str) -> None:
+    """What went wrong is in the sentence; the traceback is for developers."""
+    if os.environ.get("CLAP_JAX_TRACEBACK"):
+        traceback.print_exc()
+    hint = "(CLAP_JAX_TRACEBACK=1 shows where)"
+    print(f"error: {sentence or error}\n{hint}", file=sys.stderr)
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
@@ -76,7 +152,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
 
 
 def fail(message: str, status: int) -> None:
-    """End with a message and an exit status: 1 for a failed run, 2 for bad flags."""
+    """End with a message and an exit status, 2 for bad flags."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
 

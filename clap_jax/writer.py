@@ -84,6 +84,16 @@ def drop_after(path: Path, step: int) -> None:
     os.replace(temporary, path)
 
 
+def written_at(path: Path, step: int) -> set[str]:
+    """The names of all values that `path` has for a step."""
+    if not path.exists():
+        return set()
+    lines = path.read_text().splitlines()
+    return {
+        name for line in lines if _step_of(line) == step for name in json.loads(line)
+    }
+
+
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]

@@ -9,7 +9,18 @@ PACKAGE = Path(__file__).resolve().parents[1] / "clap_jax"
 
 # A module imports only from rows above its own, and from its own package.
 ROWS = [
-    {"config", "sharding", "checkpoint", "metrics", "writer", "hub"},
+    {
+        "chips",
+        "config",
+        "sharding",
+        "checkpoint",
+        "metrics",
+        "writer",
+        "hub",
+        "hosts",
+        "engines",
+    }
+    | {"remote"},
     {"audio", "text"},
     {"models", "losses", "pipeline"},
     {"evals", "convert"},
@@ -22,7 +33,7 @@ ROW = {name: number for number, names in enumerate(ROWS) for name in names}
 # Libraries that only some modules may import.
 RESERVED = {
     "flax": {"models"},
-    "grain": {"pipeline", "checkpoint"},
+    "grain": {"pipeline"},
     "orbax": {"checkpoint"},
     "torch": {"convert"},
     "tensorflow": set(),

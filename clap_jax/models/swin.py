@@ -124,7 +124,7 @@ class Block(nn.Module):
         kept = [
             layers.DropPath(self.drop_path).kept(x.shape[0], train) for _ in range(2)
         ]
-        if self.remat == "none" or self.is_initializing():
+        if self.remat == "none" or not train or self.is_initializing():
             x = self._windows(x, mask, bias, kept, train)
         else:
             x = self._by_rows(x, mask, bias, kept, train)

@@ -50,6 +50,7 @@ def train_dataset(
     batch_size: int,
     seed: int,
     shard: tuple[int, int] = (0, 1),
+    rows: Sequence[int] | None = None,
     threads: int = 4,
     workers: int = 0,
     prefetch: int = 4,
@@ -60,6 +61,7 @@ def train_dataset(
     sources: with their weights in the mixture. All None or 0: every clip is used once an
         epoch. Else all positive: each source is reshuffled whenever it is used up.
     batch_size: examples B of this host's batches; shard: (index, count) of the hosts.
+    rows: those of the global batch that this host makes; None: one block, by its index.
     threads: clips decoded at a time in each process; 0 makes batches when asked for.
     workers: processes that make batches, 0 for threads in this one. Each has its own
         cache. Grain starts them only where absl has parsed its flags, as `clap_jax.main`
@@ -106,7 +108,13 @@ def train_dataset(
             f"of {global_batch}: lower the batch size or add clips"
         )
     clips = [Clips(source, prepare) for source, _ in sources]
-    batches = TrainBatches(clips, order, tokenizer, batch_size, shard, threads)
+    if rows is None:
+        rows = range(shard[0] * batch_size, (shard[0] + 1) * batch_size)
+    if len(rows) != batch_size or not 0 <= min(rows) <= max(rows) < global_batch:
+        raise ValueError(
+            f"rows are {list(rows)}, expected {batch_size} numbers below {global_batch}"
+        )
+    batches = TrainBatches(clips, order, tokenizer, global_batch, rows, threads)
     return TrainDataset(batches, threads, workers, prefetch)
 
 
@@ -118,24 +126,23 @@ class TrainBatches:
         clips: Sequence[Clips],
         order: Order,
         tokenizer: Tokenizer,
-        batch_size: int,
-        shard: tuple[int, int],
+        global_batch: int,
+        rows: Sequence[int],
         threads: int,
     ):
-        self.order, self.global_batch = order, batch_size * shard[1]
+        self.order, self.global_batch = order, global_batch
         self._clips, self._tokenizer = clips, tokenizer
-        self._batch_size, self._shard = batch_size, shard
+        self._rows, self._batch_size = tuple(rows), len(rows)
         self._decoder = Decoder(threads)
         size, self._together = order.read_together, None
         if size > 1:
-            at_a_time = BATCHES_AT_A_TIME * (batch_size // size + 1)
+            at_a_time = BATCHES_AT_A_TIME * (len(rows) // size + 1)
             kept = 2 * (POOL_BLOCKS * len(clips) + at_a_time)
             self._together = Together(clips, size, kept)
 
     def __call__(self, first_draw: int) -> dict[str, np.ndarray]:
         """This host's part of the global batch that starts at `first_draw`."""
-        start = int(first_draw) + self._shard[0] * self._batch_size
-        draws = range(start, start + self._batch_size)
+        draws = [int(first_draw) + row for row in self._rows]
         places = [self.order(draw) for draw in draws]
         found = self._fetch(places)
 

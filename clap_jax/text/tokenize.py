@@ -76,6 +76,10 @@ class Tokenizer:
             mask[row, : len(found)] = True
         return ids, mask
 
+    def to_json(self) -> str:
+        """All that the ids of a text depend on: equal for equal tokenizers."""
+        return self._backend.to_str()
+
     def save(self, folder: str | os.PathLike) -> None:
         """Write Hugging Face's tokenizer files into `folder`, whole or not at all."""
         folder = Path(folder)

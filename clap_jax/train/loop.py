@@ -1,9 +1,11 @@
 """The training loop. Read `train` from top to bottom."""
 
 import contextlib
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,17 +13,19 @@ import optax
 from absl import logging
 from ml_collections import ConfigDict
 
-from clap_jax import checkpoint, metrics, sharding
+from clap_jax import checkpoint, hosts, metrics, sharding
 from clap_jax import config as config_lib
 from clap_jax.checkpoint import Checkpoints
 from clap_jax.evals import Result, encode, report
+from clap_jax.models.dual import Dual
 from clap_jax.train import experiment as experiment_lib
-from clap_jax.train import optim
+from clap_jax.train import optim, throughput
 from clap_jax.train import state as state_lib
 from clap_jax.train import step as step_lib
 from clap_jax.train.experiment import Experiment, every
+from clap_jax.train.profile import Window
 from clap_jax.train.state import TrainState
-from clap_jax.writer import Silent, Writer, clock
+from clap_jax.writer import METRICS_FILE, Silent, Writer, clock, written_at
 
 # The share of bad clips is judged against at least so many, so that one broken clip in
 # the first batch does not stop a run.
@@ -38,8 +42,11 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
     The order of operations inside the loop makes resuming exact: what step s's
     checkpoint holds is what the loop had when it came to step s.
     Returns the final evaluations.
+    Raises hosts.Preempted, on all hosts at the same step and once everything is saved,
+    when one of them was told to end (SIGTERM).
     """
     began = time.perf_counter()
+    hosts.check_shared(workdir)
     experiment = experiment_lib.build(config, workdir)
     mesh = experiment.mesh
     total_steps = config_lib.total_steps(config, experiment.examples())
@@ -48,18 +55,21 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
     )
 
     # --- state: fresh, or the newest checkpoint's ---------------------------------
-    variables = experiment.init_variables()
-    optimizer = optim.make_optimizer(config.optim, variables["params"], schedule)
-    state = state_lib.make_state(variables, optimizer, config.train.ema_decay > 0)
-    state = state_lib.shard_state(state, mesh)
+    params = state_lib.abstract_variables(experiment.dual, config, mesh)["params"]
+    optimizer = optim.make_optimizer(config.optim, params, schedule)
     dataset = experiment.train_dataset()
 
     with contextlib.ExitStack() as opened:
         iterator = opened.enter_context(contextlib.closing(iter(dataset)))
         checkpoints = opened.enter_context(_checkpoints(config, workdir))
         start_step = checkpoints.latest_step() or 0
-        if start_step:
-            state = state_lib.restored(state, checkpoints, iterator)
+        hosts.check_equal(_common(experiment, iterator, start_step))
+        if start_step == 0:
+            variables = experiment.init_variables()
+            state = state_lib.fresh_state(variables, optimizer, config, mesh)
+        else:
+            wanted = state_lib.abstract_state(experiment.dual, config, mesh, optimizer)
+            state = state_lib.restored(wanted, checkpoints, iterator)
             logging.info("resumed from step %d", start_step)
         if start_step > total_steps:
             raise config_lib.ConfigError(
@@ -68,47 +78,71 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
             )
 
         # --- compile before the first step ----------------------------------------
-        update = _compiled(experiment, optimizer, state, dataset.blank_batch())
+        steps = (start_step, total_steps)
+        update_at = _compiled(experiment, optimizer, state, steps)
         experiment.keep()
         writer = opened.enter_context(_writer(config, workdir, total_steps, start_step))
-        timer = Timer(config.train.batch_size, start_step)
+        meter = _meter(experiment, steps)
+        window = Window(config.profile, workdir, start_step)
+        opened.callback(window.close)
         results: dict[str, Result] = {}
+        preemption = opened.enter_context(hosts.Preemption())
+        _interruptible(experiment, preemption)
 
         for step in range(start_step, total_steps + 1):
             last = step == total_steps
-            # A restored step was evaluated and saved by the run that reached it.
+            # A restored step was saved by the run that reached it, and evaluated, but
+            # for what that run was told to leave when it was told to end.
             reached = step > start_step
-
-            due = experiment.due(step, last) if reached or last else []
+            due = experiment.due(step, last)
+            new = due if reached else _unwritten(experiment, step, due)
+            due = due if last else new
             due_save = last or every(config.checkpoint.every_steps, step)
-            if reached and (due or due_save):
-                with timer.paused():
+            stopping = preemption.reached()
+            if reached and (due or due_save or stopping):
+                with meter.paused():
                     _check_finite(step, _fetch(state, schedule))
 
             # 1. Evaluate the state as it stands (at the end always: for the report).
             scores: dict[str, float] = {}
-            if due:
-                with timer.paused():
+            if due and not stopping:
+                with meter.paused():
                     variables = state_lib.evaluation_variables(state)
-                    results |= experiment.evaluate(variables, due)
-                    scores = evaluation_scores({name: results[name] for name in due})
-                    if reached:
-                        writer.write(step, scores)
+                    found = _evaluated(experiment, variables, due)
+                stopping = found is None
+                results |= found or {}
+                scores = evaluation_scores(
+                    {name: results[name] for name in new if found}
+                )
+                if scores:
+                    writer.write(step, scores)
 
             # 2. Save state and iterator.
-            if reached and (due_save or config.checkpoint.best_metric in scores):
-                with timer.paused():
+            if (reached and (due_save or stopping)) or (
+                config.checkpoint.best_metric in scores
+            ):
+                with meter.paused():
                     checkpoints.save(step, state_lib.to_items(state), iterator, scores)
+            if stopping:
+                checkpoints.wait()
+                raise hosts.Preempted(
+                    f"told to end (SIGTERM): step {step} of {total_steps} is saved in "
+                    f"{workdir}. The same command goes on from there"
+                )
             if last:
+                window.at(step, state)
                 break
 
             # 3. Next batch.
-            with timer.waiting():
+            with meter.waiting():
                 batch = next(iterator)
 
             # 4. Step. Nothing may move between host and device by accident.
+            with meter.paused():
+                window.at(step, state)
+            batch = sharding.to_global(batch, mesh)
             with jax.transfer_guard("disallow"):
-                state = update(state, sharding.to_global(batch, mesh))
+                state = update_at(step)(state, batch)
 
             # 5. Log.
             if every(config.train.log_steps, step + 1) or step + 1 == total_steps:
@@ -117,7 +151,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
                 _check_finite(step + 1, line)
                 _check_clips(step + 1, line, config.data.max_bad_fraction)
                 del line["steps"]
-                writer.write(step + 1, line | timer.lap(step + 1))
+                writer.write(step + 1, line | meter.lap(step + 1))
 
         checkpoints.wait()
 
@@ -130,14 +164,58 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Result]:
     """`--mode=eval`: every evaluation of the config on the workdir's newest model."""
+    hosts.check_shared(workdir)
     step = int(checkpoint.find_step(workdir).name)
     experiment = experiment_lib.build(config, workdir)
+    hosts.check_equal(_common(experiment, None, step))
     variables = checkpoint.load_variables(workdir)
-    results = experiment.evaluate(variables, list(experiment.evaluations))
+    with hosts.Preemption() as preemption:
+        _interruptible(experiment, preemption)
+        results = experiment.evaluate(variables, list(experiment.evaluations))
     if jax.process_index() == 0:
         write_report(experiment, results, step)
         logging.info("results are in %s", workdir / "results.json")
     return results
+
+
+def _common(experiment: Experiment, iterator: Any, step: int) -> dict[str, str]:
+    """What must be the same on all hosts, as text."""
+    tokenizer = experiment.tokenizer
+    return {
+        "the config": config_lib.to_json(experiment.config),
+        "the model": experiment.spec.to_json(),
+        "the tokenizer": tokenizer.to_json() if tokenizer else "",
+        "the data": json.dumps(iterator.get_state() if iterator else {}),
+        "the newest checkpoint in --workdir": str(step),
+    }
+
+
+def _unwritten(experiment: Experiment, step: int, due: list[str]) -> list[str]:
+    """Those of the evaluations `due` at a restored step that metrics.jsonl lacks."""
+    if step == 0:
+        return []
+    written = written_at(experiment.workdir / METRICS_FILE, step)
+    missing = [
+        not any(key.startswith(f"eval/{name}/") for key in written) for name in due
+    ]
+    missing = hosts.from_first(np.array(missing, bool))
+    return [name for name, is_missing in zip(due, missing, strict=True) if is_missing]
+
+
+def _interruptible(experiment: Experiment, preemption: hosts.Preemption) -> None:
+    """Let evaluations, which may take long, be dropped when the run is to end."""
+    for evaluation in experiment.evaluations.values():
+        evaluation.encoder.before_batch = preemption.check
+
+
+def _evaluated(
+    experiment: Experiment, variables: Any, due: list[str]
+) -> dict[str, Result] | None:
+    """The evaluations; None when the run was told to end meanwhile."""
+    try:
+        return experiment.evaluate(variables, due)
+    except hosts.Preempted:
+        return None
 
 
 def evaluation_scores(results: dict[str, Result]) -> dict[str, float]:
@@ -169,34 +247,63 @@ def _compiled(
     experiment: Experiment,
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    blank: dict[str, np.ndarray],
-) -> Callable[[TrainState, dict], TrainState]:
-    """The step, compiled for the shapes of a blank batch; logs what it costs."""
-    began = time.perf_counter()
+    steps: tuple[int, int],
+) -> Callable[[int], jax.stages.Compiled]:
+    """What makes each step from the first of `steps` on to the last: step -> update.
+
+    A run that leaves out patches or words has a second stage, which sees everything.
+    Everything is compiled now; the log says what it costs, and how the loss is made.
+    """
     mesh, config = experiment.mesh, experiment.config
-    loss = step_lib.make_loss(
-        experiment.dual,
-        experiment.spec.frontend,
-        experiment.augment,
-        config.loss.multi_positive,
+    logging.info("%s", step_lib.choose_loss(config, experiment.spec, mesh)[1])
+    begin, end = steps
+    boundary = experiment.undropped_from(end)
+
+    def compiled(dual: Dual, what: str) -> jax.stages.Compiled:
+        began = time.perf_counter()
+        update = step_lib.make_update(
+            config, experiment.spec, dual, optimizer, mesh, experiment.augment
+        )
+        batch = experiment.abstract_batch()
+        compiled = step_lib.compile_step(update, state, batch, mesh)
+        cost = compiled.cost_analysis() or {}
+        logging.info(
+            "%s%s: %.2f M parameters, batch %d on %d device(s), %.1f GFLOP a step, "
+            "compiled in %.1f s",
+            experiment.spec.name,
+            what,
+            state_lib.count_parameters(state.params) / 1e6,
+            config.train.batch_size,
+            mesh.size,
+            cost.get("flops", float("nan")) / 1e9,
+            time.perf_counter() - began,
+        )
+        return compiled
+
+    first, last = None, None
+    if begin < boundary:
+        first = compiled(experiment.dual, f" up to step {boundary}, with drops")
+    if max(begin, boundary) < end:
+        last = compiled(experiment.undropped, "")
+    return lambda step: first if step < boundary else last
+
+
+def _meter(experiment: Experiment, steps: tuple[int, int]) -> throughput.Meter:
+    """Counts from the first of `steps` on against what model and devices can do."""
+    begin, end = steps
+    config, spec = experiment.config, experiment.spec
+    batch_size, boundary = config.train.batch_size, experiment.undropped_from(end)
+    # As on paper: loops and what is computed again would be counted otherwise.
+    first, last = (
+        throughput.model_flops(dual, spec, batch_size)
+        for dual in experiment_lib.duals(config, spec, remat="none")
     )
-    update = step_lib.make_step(
-        loss, experiment.dual, optimizer, config.train.seed, config.train.ema_decay
+    return throughput.Meter(
+        batch_size,
+        begin,
+        lambda step: first if step < boundary else last,
+        throughput.peak_flops(list(experiment.mesh.devices.flat)),
     )
-    batch = sharding.to_global(blank, mesh)
-    compiled = step_lib.compile_step(update, state, batch, mesh)
-    cost = compiled.cost_analysis() or {}
-    logging.info(
-        "%s: %.2f M parameters, batch %d on %d device(s), %.1f GFLOP a step, "
-        "compiled in %.1f s",
-        experiment.spec.name,
-        state_lib.count_parameters(state.params) / 1e6,
-        config.train.batch_size,
-        mesh.size,
-        cost.get("flops", float("nan")) / 1e9,
-        time.perf_counter() - began,
-    )
-    return compiled
 
 
 def _checkpoints(config: ConfigDict, workdir: Path) -> contextlib.closing:
@@ -261,45 +368,3 @@ def _check_clips(step: int, line: dict[str, float], max_bad_fraction: float) -> 
             f"data.max_bad_fraction={max_bad_fraction}. The warnings above name them: "
             "mend them and run the same command again, or raise the fraction"
         )
-
-
-class Timer:
-    """Where the time goes between two lines of the log."""
-
-    def __init__(self, batch_size: int, step: int):
-        self._batch_size, self._step = batch_size, step
-        self._began, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
-
-    def paused(self) -> "_Clock":
-        """Evaluations and saves are priced out of the throughput."""
-        return _Clock(self, "_paused")
-
-    def waiting(self) -> "_Clock":
-        """Time in which the loop waits for data."""
-        return _Clock(self, "_waited")
-
-    def lap(self, step: int) -> dict[str, float]:
-        """Throughput since the last call."""
-        now = time.perf_counter()
-        seconds = max(now - self._began - self._paused, 1e-9)
-        steps = step - self._step
-        scalars = {
-            "train/clips_per_s": steps * self._batch_size / seconds,
-            "train/step_ms": seconds / steps * 1e3,
-            "train/data_wait_fraction": self._waited / seconds,
-        }
-        self._began, self._paused, self._waited = now, 0.0, 0.0
-        self._step = step
-        return scalars
-
-
-class _Clock:
-    def __init__(self, timer: Timer, name: str):
-        self._timer, self._name = timer, name
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_) -> None:
-        seconds = time.perf_counter() - self._began
-        setattr(self._timer, self._name, getattr(self._timer, self._name) + seconds)

@@ -173,6 +173,19 @@ def test_hosts_share_one_global_batch(train):
             same(batch, joined)
 
 
+def test_a_host_may_make_any_rows(train):
+    """Those that live on its devices."""
+    source = TinySource(30)
+    whole = take(train(source, batch_size=8), 3)
+    rows = [0, 1, 4, 5]
+    part = take(train(source, batch_size=4, shard=(1, 2), rows=rows), 3)
+    for batch, share in zip(whole, part, strict=True):
+        same({key: value[rows] for key, value in batch.items()}, share)
+    for wrong in ([0, 1, 4], [0, 1, 4, 8]):
+        with pytest.raises(ValueError, match="expected 4 numbers below 8"):
+            train(source, batch_size=4, shard=(0, 2), rows=wrong)
+
+
 # --- speed changes nothing ---
 
 
