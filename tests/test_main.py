@@ -79,6 +79,12 @@ def test_a_config_error_is_a_sentence_not_a_traceback(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_workdir_is_a_folder():
+    done = run("--config=configs/quickstart.py:smoke", "--workdir=gs://bucket/run")
+    assert done.returncode == 2
+    assert "--workdir=gs://bucket/run is a URL, expected a folder" in done.stderr
+
+
 def test_stray_arguments_are_refused(tmp_path):
     done = run("--config=configs/quickstart.py:smoke", f"--workdir={tmp_path}", "x")
     assert done.returncode != 0
