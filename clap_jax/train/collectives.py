@@ -49,13 +49,15 @@ _ASYNC_START = "async-collective-start"
 class Collective(NamedTuple):
     """One collective of the program.
 
-    group: chips that work together. count: how often a step does it. operand_bytes,
-    sent_bytes: of a chip and all of these times (see the module's text).
+    group: chips that work together. dtype: what is sent, in XLA's words ("bf16",
+    "f32"; "bf16+f32" where both go together). count: how often a step does it.
+    operand_bytes, sent_bytes: of a chip and all of these times (see the module's text).
     """
 
     kind: str
     purpose: str
     group: int
+    dtype: str
     count: float
     operand_bytes: float
     sent_bytes: float
@@ -84,25 +86,65 @@ def find(program: Program, chips: int, fsdp: int = 1) -> list[Collective]:
         kind = instruction.opcode.removesuffix("-start")
         if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
             kind = "reduce-scatter"  # how a TPU writes it
-        op_name = instruction.op_name or (caller.op_name if caller else "")
         group = first_group(instruction, chips)
-        operand = sum(
-            array.bytes
-            for name in instruction.operands
-            for array in computation.instructions[name].arrays
-        )
+        places = _places(computation, instruction, caller)
+        operand = sum(places.values())
         found.append(
             Collective(
                 kind,
-                purpose(kind, op_name, group, operand, fsdp),
+                purpose(kind, places, group, fsdp),
                 len(group),
+                _dtype(computation, instruction),
                 times,
                 operand * times,
                 operand * times * sent_share(kind, len(group)),
-                op_name,
+                max(places, key=places.get, default=""),
             )
         )
     return found
+
+
+def _dtype(computation: Computation, instruction: Instruction) -> str:
+    """The types of the operands of a collective."""
+    operands = (computation.instructions[name] for name in instruction.operands)
+    return "+".join(sorted({array.dtype for one in operands for array in one.arrays}))
+
+
+def _places(
+    computation: Computation, instruction: Instruction, caller: Instruction | None
+) -> dict[str, float]:
+    """Where in the step the operands of a collective come from, with their bytes.
+
+    XLA does several sums at once, and names one of them; of the others their makers
+    tell, or those who use the result.
+    """
+    own = instruction.op_name or (caller.op_name if caller else "")
+    own = own or _used_by(computation, instruction)
+    places: dict[str, float] = {}
+    for name in instruction.operands:
+        operand = computation.instructions[name]
+        place = _made_by(computation, operand) if len(instruction.operands) > 1 else ""
+        size = sum(array.bytes for array in operand.arrays)
+        places[place or own] = places.get(place or own, 0.0) + size
+    return places
+
+
+def _made_by(computation: Computation, made: Instruction) -> str:
+    """The place of what made an operand."""
+    passing = ("get-tuple-element", "bitcast", "copy", "copy-start", "copy-done")
+    while made.opcode in passing and not made.op_name and made.operands:
+        made = computation.instructions[made.operands[0]]
+    return made.op_name
+
+
+def _used_by(computation: Computation, made: Instruction) -> str:
+    """The place of the first that uses a result."""
+    users = (
+        instruction.op_name
+        for instruction in computation.instructions.values()
+        if made.name in instruction.operands and instruction.op_name
+    )
+    return next(users, "")
 
 
 class _Site(NamedTuple):
@@ -137,25 +179,30 @@ def _sites(program: Program) -> list[_Site]:
 
 
 def purpose(
-    kind: str, op_name: str, group: tuple[int, ...], operand_bytes: float, fsdp: int
+    kind: str, places: dict[str, float], group: tuple[int, ...], fsdp: int
 ) -> str:
-    """What a collective is for, by where it stands in the step.
+    """What a collective is for, by where in the step most of its bytes come from.
 
-    group: see `first_group`. operand_bytes: of doing it once. "fsdp" is parameters, or
-    rows of them, that are fetched where they are needed; "metrics" the norms and counts
-    of the log; "other" is what has no name.
+    places: op_name -> bytes. group: see `first_group`. "fsdp" is parameters, or rows of
+    them, that are fetched where they are needed; "metrics" the norms and counts of the
+    log; "other" is what has no name.
     """
     between_shards = fsdp > 1 and sorted(group) == list(range(fsdp))
     sums = kind in ("all-reduce", "reduce-scatter")
-    names = Counter(_named(part) for part in _merged(op_name))
-    name = names.most_common(1)[0][0]
+    votes: Counter = Counter()
+    for op_name, size in places.items():
+        parts = _merged(op_name)
+        for part in parts:
+            votes[_named(part)] += size / len(parts)
+    name = votes.most_common(1)[0][0] if votes else ""
     if name:
         return "fsdp" if name == "gradients" and not sums and fsdp > 1 else name
     if between_shards:
         return "fsdp"
-    if re.fullmatch(r"jit\(\w+\)/\w+", op_name):
+    if re.fullmatch(r"jit\(\w+\)/\w+", max(places, key=places.get, default="")):
         # Sums of gradients may be done together with those of their norms.
-        return "gradients" if sums and operand_bytes > _METRICS_BYTES else "metrics"
+        large = sums and sum(places.values()) > _METRICS_BYTES
+        return "gradients" if large else "metrics"
     return "other"
 
 
@@ -244,10 +291,10 @@ def _longest_chain(pairs: Iterable[tuple[str, str]]) -> tuple[int, ...]:
 
 
 def table(found: Iterable[Collective]) -> list[dict]:
-    """Rows by kind, purpose and group: counts and bytes of a chip, largest first."""
+    """Rows by kind, purpose, group and type: counts and bytes of a chip, largest first."""
     sums: dict[tuple, list[float]] = {}
     for one in found:
-        row = sums.setdefault((one.kind, one.purpose, one.group), [0.0] * 3)
+        row = sums.setdefault((one.kind, one.purpose, one.group, one.dtype), [0.0] * 3)
         for place, value in enumerate((one.count, one.operand_bytes, one.sent_bytes)):
             row[place] += value
     rows = [
@@ -255,11 +302,12 @@ def table(found: Iterable[Collective]) -> list[dict]:
             "kind": kind,
             "purpose": what,
             "group_chips": group,
+            "dtype": dtype,
             "count": count,
             "operand_bytes": operand,
             "sent_bytes": sent,
         }
-        for (kind, what, group), (count, operand, sent) in sums.items()
+        for (kind, what, group, dtype), (count, operand, sent) in sums.items()
     ]
     return sorted(rows, key=lambda row: -row["sent_bytes"])
 

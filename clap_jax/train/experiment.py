@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,17 +171,20 @@ def every(steps: int, step: int) -> bool:
 
 def build(config: ConfigDict, workdir: Path) -> Experiment:
     """Check the whole config and make every part; nothing heavy runs on a device yet."""
+    loss = check(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(config.train.batch_size, mesh, config.train.accumulate)
-    loss = contrastive.Options(**config_lib.plain(config.loss))
-    if config.data.mel not in ("auto", "host", "device"):
-        raise config_lib.ConfigError(
-            f"data.mel is auto, host or device, not {config.data.mel!r}"
-        )
     noise = config.data.source == NOISE
+    if noise and config.evals:
+        logging.info(
+            "data.source=%s: evals are left out (%s)", NOISE, ", ".join(config.evals)
+        )
     sources = [] if noise else _sources(config)
     starts = [] if checkpoint.has_steps(workdir) else starts_lib.load(config)
-    spec = _spec(config, workdir, starts)
+    if config.model == starts_lib.MODEL and checkpoint.has_steps(workdir):
+        spec = zoo.read_spec(workdir / "spec.json")
+    else:
+        spec = unread_spec(config, starts)
     tokenizer = None
     if not noise:
         clips = [source for source, _ in sources]
@@ -193,7 +196,6 @@ def build(config: ConfigDict, workdir: Path) -> Experiment:
     spec = for_loss(spec, loss)
     _where_mels_are_made(config, spec)
     _check_spec(spec, workdir)
-    _check_best_metric(config)
     dual, undropped = duals(config, spec)
     # Evaluations with equal settings share what is compiled.
     encoder = functools.cache(
@@ -218,11 +220,49 @@ def build(config: ConfigDict, workdir: Path) -> Experiment:
         sources=sources,
         evaluations={
             name: _evaluation(name, section, encoder)
-            for name, section in ({} if noise else config.evals).items()
+            for name, section in _evals(config).items()
         },
         augment=config_lib.build(Augment, config.augment, "augment"),
         starts=starts,
     )
+
+
+def check(config: ConfigDict) -> contrastive.Options:
+    """Raise where a config cannot be run, by itself: whatever files and devices say.
+
+    The same for training and for planning. Returns the loss's options.
+    Raises ConfigError and ValueError.
+    """
+    config_lib.check_numbers(config)
+    if config.data.mel not in ("auto", "host", "device"):
+        raise config_lib.ConfigError(
+            f"data.mel is auto, host or device, not {config.data.mel!r}"
+        )
+    if config.data.source not in ("files", NOISE):
+        raise config_lib.ConfigError(
+            f"data.source is files or {NOISE}, not {config.data.source!r}"
+        )
+    if config.model == starts_lib.MODEL and config.model_overrides:
+        raise config_lib.ConfigError(
+            "model_overrides change a row of the zoo, but model is 'init_from'"
+        )
+    sharding.check_pattern(config.init_pattern, "init_pattern")
+    _check_best_metric(config)
+    return contrastive.Options(**config_lib.plain(config.loss))
+
+
+def unread_spec(config: ConfigDict, starts: list[starts_lib.Start]) -> zoo.Spec:
+    """The model of the config, as far as can be told before any caption is read.
+
+    That of a checkpoint, or a row of the zoo; a tokenizer that is to be trained is
+    taken to have the `data.vocab_size` entries that it may have at most.
+    """
+    if config.model == starts_lib.MODEL:
+        return starts_lib.spec_of(starts)
+    spec = zoo.get_spec(config.model, config_lib.plain(config.model_overrides))
+    if spec.tokenizer:
+        return spec
+    return dataclasses.replace(spec, vocab_size=config.data.vocab_size)
 
 
 def for_loss(spec: zoo.Spec, loss: contrastive.Options) -> zoo.Spec:
@@ -257,10 +297,6 @@ def duals(
 
 def _sources(config: ConfigDict) -> list[tuple[Source, float]]:
     """Every training source and its weight."""
-    if config.data.source != "files":
-        raise config_lib.ConfigError(
-            f"data.source is files or {NOISE}, not {config.data.source!r}"
-        )
     sources = [
         _source(section, f"data.sources[{number}]", weighted=True)
         for number, section in enumerate(config.data.sources)
@@ -307,22 +343,6 @@ def _where_mels_are_made(config: ConfigDict, spec: zoo.Spec) -> str:
     if where == "auto":
         return "host" if whole else "device"
     return where
-
-
-def _spec(
-    config: ConfigDict, workdir: Path, starts: list[starts_lib.Start]
-) -> zoo.Spec:
-    """The model of the config: a row of the zoo, or that of a checkpoint."""
-    overrides = config_lib.plain(config.model_overrides)
-    if config.model != starts_lib.MODEL:
-        return zoo.get_spec(config.model, overrides)
-    if overrides:
-        raise config_lib.ConfigError(
-            "model_overrides change a row of the zoo, but model is 'init_from'"
-        )
-    if checkpoint.has_steps(workdir):
-        return zoo.read_spec(workdir / "spec.json")
-    return starts_lib.spec_of(starts)
 
 
 def _tokenizer(
@@ -374,14 +394,19 @@ def _check_spec(spec: zoo.Spec, workdir: Path) -> None:
         )
 
 
+def _evals(config: ConfigDict) -> Mapping[str, Any]:
+    """The evaluations that will run: none where there is nothing to read."""
+    return {} if config.data.source == NOISE else config.evals
+
+
 def _check_best_metric(config: ConfigDict) -> None:
     """Raise when nothing will ever report `checkpoint.best_metric`."""
-    name = config.checkpoint.best_metric
-    known = [f"eval/{evaluation}/" for evaluation in config.evals]
-    if name and not name.startswith(tuple(known)):
+    name, evals = config.checkpoint.best_metric, _evals(config)
+    if name and not name.startswith(tuple(f"eval/{one}/" for one in evals)):
+        none = f"(none, with data.source={NOISE})" if config.evals else "(none)"
         raise config_lib.ConfigError(
             f"checkpoint.best_metric is {name!r}, expected eval/<name>/<metric> with a "
-            f"name from evals: {', '.join(config.evals) or '(none)'}"
+            f"name from evals: {', '.join(evals) or none}"
         )
 
 

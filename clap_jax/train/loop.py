@@ -100,8 +100,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
             due_save = last or every(config.checkpoint.every_steps, step)
             stopping = preemption.reached()
             if reached and (due or due_save or stopping):
-                with meter.paused():
-                    _check_finite(step, _fetch(state, schedule))
+                # Waits for the steps under way, which is time of training.
+                _check_finite(step, _fetch(state, schedule, config))
 
             # 1. Evaluate the state as it stands (at the end always: for the report).
             scores: dict[str, float] = {}
@@ -125,12 +125,12 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
                     checkpoints.save(step, state_lib.to_items(state), iterator, scores)
             if stopping:
                 checkpoints.wait()
-                raise hosts.Preempted(
-                    f"told to end (SIGTERM): step {step} of {total_steps} is saved in "
-                    f"{workdir}. The same command goes on from there"
-                )
+                raise hosts.Preempted(_told_to_end(step, total_steps, workdir))
+            if window.due(step):
+                jax.block_until_ready(state)
+                with meter.paused():
+                    window.at(step)
             if last:
-                window.at(step, state)
                 break
 
             # 3. Next batch.
@@ -138,15 +138,13 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
                 batch = next(iterator)
 
             # 4. Step. Nothing may move between host and device by accident.
-            with meter.paused():
-                window.at(step, state)
             batch = sharding.to_global(batch, mesh)
             with jax.transfer_guard("disallow"):
                 state = update_at(step)(state, batch)
 
             # 5. Log.
             if every(config.train.log_steps, step + 1) or step + 1 == total_steps:
-                line = _fetch(state, schedule)
+                line = _fetch(state, schedule, config)
                 state = state_lib.reset_totals(state, mesh)
                 _check_finite(step + 1, line)
                 _check_clips(step + 1, line, config.data.max_bad_fraction)
@@ -194,12 +192,26 @@ def _unwritten(experiment: Experiment, step: int, due: list[str]) -> list[str]:
     """Those of the evaluations `due` at a restored step that metrics.jsonl lacks."""
     if step == 0:
         return []
-    written = written_at(experiment.workdir / METRICS_FILE, step)
+    # Process 0 wrote the file, and says what it has.
+    first = jax.process_index() == 0
+    written = written_at(experiment.workdir / METRICS_FILE, step) if first else set()
     missing = [
         not any(key.startswith(f"eval/{name}/") for key in written) for name in due
     ]
     missing = hosts.from_first(np.array(missing, bool))
     return [name for name, is_missing in zip(due, missing, strict=True) if is_missing]
+
+
+def _told_to_end(step: int, total_steps: int, workdir: Path) -> str:
+    if step == 0:
+        return (
+            f"told to end (SIGTERM) before the first of {total_steps} steps: nothing to "
+            f"save in {workdir}. The same command begins again"
+        )
+    return (
+        f"told to end (SIGTERM): step {step} of {total_steps} is saved in {workdir}. The "
+        "same command goes on from there"
+    )
 
 
 def _interruptible(experiment: Experiment, preemption: hosts.Preemption) -> None:
@@ -266,16 +278,13 @@ def _compiled(
         )
         batch = experiment.abstract_batch()
         compiled = step_lib.compile_step(update, state, batch, mesh)
-        cost = compiled.cost_analysis() or {}
         logging.info(
-            "%s%s: %.2f M parameters, batch %d on %d device(s), %.1f GFLOP a step, "
-            "compiled in %.1f s",
+            "%s%s: %.2f M parameters, batch %d on %d device(s), compiled in %.1f s",
             experiment.spec.name,
             what,
             state_lib.count_parameters(state.params) / 1e6,
             config.train.batch_size,
             mesh.size,
-            cost.get("flops", float("nan")) / 1e9,
             time.perf_counter() - began,
         )
         return compiled
@@ -294,15 +303,19 @@ def _meter(experiment: Experiment, steps: tuple[int, int]) -> throughput.Meter:
     config, spec = experiment.config, experiment.spec
     batch_size, boundary = config.train.batch_size, experiment.undropped_from(end)
     # As on paper: loops and what is computed again would be counted otherwise.
-    first, last = (
-        throughput.model_flops(dual, spec, batch_size)
-        for dual in experiment_lib.duals(config, spec, remat="none")
+    dual, undropped = experiment_lib.duals(config, spec, remat="none")
+    first = last = throughput.model_flops(undropped, spec, batch_size)
+    if dual is not undropped:
+        first = throughput.model_flops(dual, spec, batch_size)
+    peak = throughput.peak_flops(list(experiment.mesh.devices.flat))
+    logging.info(
+        "%.4g GFLOP a clip, %.4g TFLOP a step; all devices reach %.4g TFLOP/s at best",
+        first / 1e9,
+        first * batch_size / 1e12,
+        peak / 1e12,
     )
     return throughput.Meter(
-        batch_size,
-        begin,
-        lambda step: first if step < boundary else last,
-        throughput.peak_flops(list(experiment.mesh.devices.flat)),
+        batch_size, begin, lambda step: first if step < boundary else last, peak
     )
 
 
@@ -334,15 +347,17 @@ def _writer(
     )
 
 
-def _fetch(state: TrainState, schedule) -> dict[str, float]:
+def _fetch(state: TrainState, schedule, config: ConfigDict) -> dict[str, float]:
     """The means since the last line; the only wait for the device between two lines."""
     totals, clips, step = jax.device_get((state.totals, state.clips, state.step))
+    # The device counts to 2^32; how often it began anew follows from the steps.
+    turns = round((int(step) * config.train.batch_size - int(clips.count)) / 2**32)
     line = {f"train/{key}": value for key, value in metrics.compute(totals).items()}
     return line | {
         "steps": int(totals["grad_norm"].count),
         "train/learning_rate": float(schedule(int(step) - 1)),
         "train/bad_clips": int(clips.sum),
-        "train/clips": int(clips.count),
+        "train/clips": int(clips.count) + max(turns, 0) * 2**32,
     }
 
 

@@ -1,5 +1,6 @@
 """The optimizer from its config section: optax pieces under one regex mechanism."""
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -43,12 +44,8 @@ def make_optimizer(
     Parameters with multiplier 0 get no update, no optimizer state, and no share in
     the gradient norm.
     """
-    multipliers = sharding.match(
-        list(optim.lr_multipliers), params, "optim.lr_multipliers"
-    )
-    decays = sharding.match(
-        list(optim.decay_multipliers), params, "optim.decay_multipliers"
-    )
+    multipliers = _factors(optim, "lr_multipliers", params)
+    decays = _factors(optim, "decay_multipliers", params)
     _log_table(params, multipliers, decays)
     clip = optim.clip_norm
     labels = jax.tree.map(lambda factor: "trained" if factor else "frozen", multipliers)
@@ -63,6 +60,17 @@ def make_optimizer(
         _scale_by_tree(multipliers),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def _factors(optim: ConfigDict, key: str, params: Any) -> Any:
+    """The factor of every parameter, by the rules of `optim.<key>`."""
+    factors = sharding.match(list(optim[key]), params, f"optim.{key}")
+    for factor in jax.tree.leaves(factors):
+        if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+            raise config_lib.ConfigError(
+                f"optim.{key}: {factor!r} is no factor, expected a number, 0 or more"
+            )
+    return factors
 
 
 def _log_table(params: Any, multipliers: Any, decays: Any) -> None:

@@ -3,6 +3,10 @@
 The very step that training would run is compiled ahead of time, and everything that
 follows is read from the compiled program: memory, FLOPs, collectives, and from these
 and the table of chips a roofline estimate. No data is touched, and nothing runs.
+
+With precision=bfloat16, gradients of bfloat16 products are summed over devices in
+bfloat16 (XLA sums a product before it turns it into its parameter's float32): the table
+of collectives says in which type each is done.
 """
 
 import copy
@@ -25,7 +29,6 @@ import clap_jax
 from clap_jax import config as config_lib
 from clap_jax import sharding
 from clap_jax.audio.augment import Augment
-from clap_jax.losses import contrastive
 from clap_jax.models import zoo
 from clap_jax.train import collectives, hlo, optim, roofline, throughput
 from clap_jax.train import experiment as experiment_lib
@@ -79,6 +82,7 @@ def experiment(config: ConfigDict, topology: Topology) -> Experiment:
     is taken to have the `data.vocab_size` entries that it may have at most.
     Raises ConfigError and ValueError as training would.
     """
+    loss = experiment_lib.check(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, topology.devices)
     sharding.check_batch(config.train.batch_size, mesh, config.train.accumulate)
     if config.train.batch_size % topology.hosts:
@@ -86,14 +90,8 @@ def experiment(config: ConfigDict, topology: Topology) -> Experiment:
             f"train.batch_size={config.train.batch_size} is not divisible by "
             f"{topology.hosts} hosts"
         )
-    overrides = config_lib.plain(config.model_overrides)
-    if config.model == starts_lib.MODEL:
-        spec = starts_lib.spec_of(starts_lib.load(config))
-    else:
-        spec = zoo.get_spec(config.model, overrides)
-        if not spec.tokenizer:
-            spec = dataclasses.replace(spec, vocab_size=config.data.vocab_size)
-    loss = contrastive.Options(**config_lib.plain(config.loss))
+    starts = starts_lib.load(config) if config.model == starts_lib.MODEL else []
+    spec = experiment_lib.unread_spec(config, starts)
     spec = experiment_lib.for_loss(spec, loss)
     dual, undropped = experiment_lib.duals(config, spec)
     return Experiment(

@@ -138,20 +138,21 @@ def _work(described: dict[str, Any]) -> list[str]:
 def _collectives(described: dict[str, Any]) -> list[str]:
     found = described["collectives_per_chip"]
     rows = [
-        ("collectives of a step", "for", "chips", "count", "put in", "sent by a chip")
+        ("collectives of a step", "for", "chips", "type", "count", "put in", "chip sends")
     ]
     rows += [
         (
             row["kind"],
             row["purpose"],
             str(row["group_chips"]),
+            row["dtype"],
             f"{row['count']:g}",
             size(row["operand_bytes"]),
             size(row["sent_bytes"]),
         )
         for row in found["rows"]
     ]
-    rows.append(("all", "", "", "", "", size(found["sent_bytes"])))
+    rows.append(("all", "", "", "", "", "", size(found["sent_bytes"])))
     notes = []
     if found["loops_of_unknown_length"]:
         names = ", ".join(found["loops_of_unknown_length"])

@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     average: Any  # moving average of params; {} when off
     totals: dict[str, Mean]  # metric sums since the last line of the log
-    clips: Mean  # uint32: bad clips, clips seen, since the start
+    clips: Mean  # uint32: bad clips, clips seen (modulo 2^32), since the start
 
 
 def zero_totals(params: Any) -> dict[str, Mean]:

@@ -11,6 +11,7 @@ backward pass counts as two forward passes. What is computed twice to save memor
 (remat, accumulate, blocks of scores) is not counted twice.
 """
 
+import math
 import resource
 import sys
 import time
@@ -18,6 +19,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from clap_jax import chips
 from clap_jax.models import zoo
@@ -48,13 +50,19 @@ def model_flops(dual: Dual, spec: zoo.Spec, batch_size: int) -> float:
 def peak_flops(devices: list[jax.Device]) -> float:
     """FLOP/s of all `devices` together at best, in bfloat16 where they have it.
 
-    From the table of chips; of a processor that is not in it, a CPU, what a float32
-    product of matrices reaches. Virtual devices share one processor.
+    From the table of chips; of a CPU what a float32 product of matrices reaches (virtual
+    devices share one processor). NaN, with a warning, for any other device.
     """
-    chip = chips.find(devices[0].device_kind)
+    kind = devices[0].device_kind
+    chip = chips.find(kind)
     if chip is not None:
         return chip.bf16_flops * len(devices)
-    return _measured_flops() * jax.process_count()
+    if devices[0].platform == "cpu":
+        return _measured_flops() * jax.process_count()
+    logging.warning(
+        "clap_jax/chips.py has no row for %r: without its rates, train/mfu is null", kind
+    )
+    return math.nan
 
 
 def _measured_flops() -> float:

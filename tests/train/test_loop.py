@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from clap_jax import checkpoint
+from clap_jax import checkpoint, metrics
 from clap_jax import config as config_lib
-from clap_jax.train import loop
+from clap_jax.train import loop, throughput
+from clap_jax.train import state as state_lib
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHALLOW = {"options": {"depth": 1}}
@@ -116,11 +117,11 @@ def test_resume_in_process_is_bit_exact(whole, tmp_path, monkeypatch, stop):
     """Interrupted between any two operations, the same run comes out."""
     original, calls = loop._fetch, []
 
-    def interrupted(state, schedule):
+    def interrupted(*arguments):
         calls.append(1)
         if len(calls) == stop:
             raise KeyboardInterrupt
-        return original(state, schedule)
+        return original(*arguments)
 
     monkeypatch.setattr(loop, "_fetch", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -130,6 +131,49 @@ def test_resume_in_process_is_bit_exact(whole, tmp_path, monkeypatch, stop):
     assert losses(tmp_path) == losses(whole)
     assert scores(tmp_path) == scores(whole)
     assert_same_checkpoint(tmp_path, whole)
+
+
+@pytest.mark.parametrize("steps", [3, 65_536, 70_001, 200_000])
+def test_clips_are_counted_beyond_32_bits(steps):
+    """A month of batches of 65,536: the device's counter begins anew every 65,536."""
+    config = small_config(train__batch_size=65_536)
+    clips = metrics.Mean(np.uint32(7), np.uint32(steps * 65_536 % 2**32))
+    state = state_lib.TrainState(
+        np.int32(steps), {}, {}, (), {}, state_lib.zero_totals({}), clips
+    )
+    line = loop._fetch(state, lambda step: 0.0, config)
+    assert line["train/clips"] == steps * 65_536
+    assert line["train/bad_clips"] == 7
+
+
+def test_time_of_training_is_not_paused(monkeypatch, tmp_path):
+    """What the loop waits for before it saves are steps, and counts as such."""
+    paused = []
+    monkeypatch.setattr(loop, "_fetch", _outside_of_pauses(loop._fetch, paused))
+    monkeypatch.setattr(throughput.Meter, "paused", lambda meter: _Pause(paused))
+    config = small_config(train__total_steps=2, checkpoint__every_steps=1)
+    del config.evals.kinds
+    loop.train(config, tmp_path)
+    assert paused == []
+
+
+def _outside_of_pauses(function, paused):
+    def checked(*arguments):
+        assert not paused
+        return function(*arguments)
+
+    return checked
+
+
+class _Pause:
+    def __init__(self, paused):
+        self._paused = paused
+
+    def __enter__(self):
+        self._paused.append(1)
+
+    def __exit__(self, *_):
+        self._paused.pop()
 
 
 def test_kill_9_at_random_moments_is_bit_exact(tmp_path):

@@ -302,6 +302,31 @@ def test_what_is_started_counts_and_not_its_end():
     assert (found.kind, found.count, found.sent_bytes) == ("reduce-scatter", 1, 24)
 
 
+MERGED = """
+ENTRY %main (x: f32[8], y: f32[64]) -> f32[64] {
+  %x = f32[8]{0} parameter(0)
+  %y = f32[64]{0} parameter(1)
+  %a = f32[8]{0} negate(%x), metadata={op_name="jit(f)/jvp(Tower)/bn0/reduce_sum"}
+  %b = f32[64]{0} negate(%y), metadata={op_name="jit(f)/jvp()/shard_map/scatter"}
+  %c = f32[64]{0} bitcast(%b)
+  %r = (f32[8]{0}, f32[64]{0}) all-reduce(%a, %c), replica_groups={}, \
+metadata={op_name="jit(f)/jvp(Tower)/bn0/reduce_sum"}
+  %g = f32[8]{0} get-tuple-element(%r), index=0
+  %s = f32[8]{0} all-reduce(%g), replica_groups={}
+  %t = f32[8]{0} negate(%s), metadata={op_name="jit(f)/transpose(jvp(Tower))/dot"}
+  ROOT %z = f32[64]{0} get-tuple-element(%r), index=1
+}
+"""
+
+
+def test_sums_that_are_done_together_are_for_what_most_of_them_is():
+    found = collectives.find(hlo.parse(MERGED), 4)
+    # Of the second only its user has a name.
+    assert [one.purpose for one in found] == ["loss", "gradients"]
+    assert [one.operand_bytes for one in found] == [72 * 4, 32]
+    assert collectives.by(found, "purpose") == {"loss": 1.5 * 288, "gradients": 48}
+
+
 def test_a_loop_of_unknown_length_is_named():
     text = SPREAD.replace("constant(9)", "parameter(1)")
     program = hlo.parse(text)

@@ -1,7 +1,10 @@
 """The figures of a log line: what they count, and against what."""
 
+import math
+
 import jax
 import pytest
+from absl import logging
 
 from clap_jax.models import zoo
 from clap_jax.train import throughput
@@ -70,12 +73,29 @@ def test_a_lap_is_the_time_since_the_last_one(monkeypatch):
     assert meter.lap(14)["train/clips_per_s"] == pytest.approx(8.0)
 
 
-def test_a_processor_without_a_data_sheet_is_measured():
+def test_a_processor_without_a_data_sheet_is_measured(monkeypatch):
     """Eight virtual devices are not eight processors."""
-    one = throughput.peak_flops(jax.devices()[:1])
-    assert 1e8 < one < 1e15
-    eight = throughput.peak_flops(jax.devices())
-    assert eight < 6 * one
+    assert throughput._measured_flops() > 0
+    monkeypatch.setattr(throughput, "_measured_flops", lambda: 3e10)
+    for devices in (jax.devices()[:1], jax.devices()):
+        assert throughput.peak_flops(devices) == 3e10
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert throughput.peak_flops(jax.devices()) == 6e10
+
+
+def test_a_chip_without_a_row_has_no_mfu(monkeypatch):
+    class Device:
+        device_kind, platform = "NVIDIA GeForce", "gpu"
+
+    said = []
+    monkeypatch.setattr(logging, "warning", lambda text, *a: said.append(text % a))
+    monkeypatch.setattr(throughput, "_measured_flops", pytest.fail)
+    peak = throughput.peak_flops([Device()] * 4)
+    assert math.isnan(peak)
+    (warning,) = said
+    assert "clap_jax/chips.py has no row for 'NVIDIA GeForce'" in warning
+    meter = throughput.Meter(batch_size=8, step=0, flops=lambda step: 1e9, peak=peak)
+    assert math.isnan(meter.lap(1)["train/mfu"])
 
 
 def test_a_known_chip_is_looked_up(monkeypatch):
