@@ -28,6 +28,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+from clap_jax import remote
 from clap_jax.engines import HostsError, Job, detect
 
 EXIT_RESTART = 75
@@ -127,7 +128,7 @@ def _on_cloud_tpu() -> bool:
     """
     if os.environ.get("GCE_METADATA_IP"):
         return True
-    wanted = "tpu" in os.environ.get("JAX_PLATFORMS", "tpu")
+    wanted = "tpu" in (os.environ.get("JAX_PLATFORMS") or "tpu")
     return wanted and "TPU_SKIP_MDS_QUERY" not in os.environ
 
 
@@ -248,7 +249,7 @@ def alone() -> bool:
 
 
 def again(error: BaseException) -> str:
-    """A sentence for an error that is the other processes' (or networks') fault.
+    """A sentence for an error that is another process's, a network's or a store's fault.
 
     "" where the error is of another kind; else the same command is worth another try.
     """
@@ -257,6 +258,9 @@ def again(error: BaseException) -> str:
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
+    for cause in causes:
+        if isinstance(cause, remote.StoreError):
+            return f"{cause}. {_GO_ON}"
     found = [
         str(cause)
         for cause in causes

@@ -1,11 +1,16 @@
-"""Files by path or URL: what is where, byte ranges, and copies on the local disk.
+"""Files by path or URL: what is where, what is in it, byte ranges of it.
 
 A path with a scheme (gs://bucket/a.tar, s3://..., memory://...) goes through fsspec,
 which is imported at first use; the library behind a scheme (gcsfs for gs://, s3fs for
 s3://) is the user's to install. Everything else is a local path.
+
+A store that fails is asked again for PATIENCE_SECONDS, whatever is wanted of it: what a
+run reads must not depend on the network's bad minutes. Then StoreError says so. What
+asking again cannot mend (no such file, no permission) is an error at once.
 """
 
 import contextlib
+import errno
 import functools
 import glob
 import hashlib
@@ -13,19 +18,22 @@ import io
 import itertools
 import os
 import posixpath
+import random
 import re
-import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
+
+from absl import logging
 
 AT_A_TIME = 16
 """Files that are looked at, or copied, at the same time."""
 
-DAY_SECONDS = 24 * 60 * 60
+PATIENCE_SECONDS = 300.0
+"""How long, pauses added up, a store that fails is asked again."""
+
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -42,6 +50,10 @@ _STAMPS = ("etag", "ETag", "generation", "md5Hash", "mtime", "LastModified", "cr
 
 class RemoteError(OSError):
     """A file that cannot be had: says which, and why."""
+
+
+class StoreError(RemoteError):
+    """A store that kept failing for PATIENCE_SECONDS; it may not, the next time."""
 
 
 class Found(NamedTuple):
@@ -68,8 +80,8 @@ def opened(path: str, block_bytes: int = 1 << 20) -> BinaryIO:
     if not is_remote(path):
         return open(path, "rb")
     fs, inner = _filesystem(path)
-    with _sentences(path):
-        return fs.open(inner, "rb", block_size=block_bytes, cache_type="readahead")
+    options = {"block_size": block_bytes, "cache_type": "readahead"}
+    return io.BufferedReader(_Far(path, _ask(path, fs.open, inner, "rb", **options)))
 
 
 def read(path: str) -> bytes:
@@ -78,17 +90,22 @@ def read(path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     fs, inner = _filesystem(path)
-    with _sentences(path):
-        return fs.cat_file(inner)
+    return _ask(path, fs.cat_file, inner)
+
+
+def fetch(path: str, copy: str) -> None:
+    """Copy a remote file to a local one. Raises RemoteError or OSError."""
+    fs, inner = _filesystem(path)
+    _ask(path, fs.get_file, inner, copy)
 
 
 def write(path: str, content: bytes) -> None:
     """Write a file whole or not at all, and the folders above it."""
     if is_remote(path):
         fs, inner = _filesystem(path)
-        with _sentences(path):  # object stores show an object once it is complete
-            fs.makedirs(posixpath.dirname(inner), exist_ok=True)
-            fs.pipe_file(inner, content)
+        _ask(path, fs.makedirs, posixpath.dirname(inner), exist_ok=True)
+        # Object stores show an object once it is complete.
+        _ask(path, fs.pipe_file, inner, content)
         return
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     partial = f"{path}.{uuid.uuid4().hex}"
@@ -102,9 +119,11 @@ def write(path: str, content: bytes) -> None:
 
 
 def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | OSError]:
-    """Bytes [start, end) of files, each (path, start, end); errors in their places.
+    """Bytes [start, end) of files, each (path, start, end), fewer where a file ends.
 
-    Ranges of one store are asked for at the same time where its library can.
+    Ranges of one store are asked for at the same time where its library can. In place
+    of what cannot be had stands an OSError: a local file's, or the FileNotFoundError of
+    a remote one. Any other trouble with a store is raised, as RemoteError.
     """
     results: list[Any] = [None] * len(ranges)
     far: dict[int, tuple[Any, list[int]]] = {}
@@ -117,20 +136,46 @@ def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | OSError]
             with open(path, "rb", buffering=0) as file:
                 file.seek(start)
                 results[number] = _read_exactly(file, end - start)
+        except RemoteError:
+            raise
         except OSError as error:
             results[number] = error
     for fs, numbers in far.values():
-        paths = [_filesystem(ranges[n][0])[1] for n in numbers]
-        starts, ends = ([ranges[n][which] for n in numbers] for which in (1, 2))
-        try:
-            with _sentences(ranges[numbers[0]][0]):
-                parts = fs.cat_ranges(paths, starts, ends, on_error="return")
-        except OSError as error:
-            parts = [error] * len(numbers)
-        for number, part in zip(numbers, parts, strict=True):
-            failed = isinstance(part, Exception)
-            results[number] = _error(ranges[number][0], part) if failed else part
+        _read_far(fs, ranges, numbers, results)
     return results
+
+
+def _read_far(
+    fs: Any,
+    ranges: Sequence[tuple[str, int, int]],
+    numbers: Sequence[int],
+    results: list[Any],
+) -> None:
+    """Put the ranges of these numbers, all of one store, into their places."""
+    left = list(numbers)
+
+    def request() -> None:
+        paths = [_filesystem(ranges[number][0])[1] for number in left]
+        starts, ends = ([ranges[number][which] for number in left] for which in (1, 2))
+        parts = fs.cat_ranges(paths, starts, ends, on_error="return")
+        failed = {}
+        for number, part in zip(list(left), parts, strict=True):
+            if isinstance(part, FileNotFoundError):
+                part = _missing(ranges[number][0])
+            elif isinstance(part, Exception) and _is_behind_the_end(part):
+                part = b""
+            if isinstance(part, Exception) and not isinstance(part, FileNotFoundError):
+                failed[number] = part
+                continue
+            results[number] = part
+            left.remove(number)  # what came is not asked for again
+        if failed:
+            number = max(failed, key=lambda number: _is_final(failed[number]))
+            left.remove(number)
+            left.insert(0, number)  # the one to be named
+            raise failed[number]
+
+    _ask(lambda: ranges[left[0]][0], request)
 
 
 def _read_exactly(file: io.RawIOBase, size: int) -> bytes:
@@ -147,28 +192,33 @@ def find(path: str) -> Found:
         status = os.stat(path)
         return Found(status.st_size, str(status.st_mtime_ns))
     fs, inner = _filesystem(path)
-    with _sentences(path):
-        info = fs.info(inner)
+    info = _ask(path, fs.info, inner)
     stamps = [str(info[key]) for key in _STAMPS if info.get(key) is not None]
     return Found(int(info["size"]), stamps[0] if stamps else "")
 
 
 def is_file(path: str) -> bool:
     """Whether there is a file."""
-    if not is_remote(path):
-        return os.path.isfile(path)
-    fs, inner = _filesystem(path)
-    with _sentences(path):
-        return fs.isfile(inner)
+    return _kind(path) == "file" if is_remote(path) else os.path.isfile(path)
 
 
 def is_folder(path: str) -> bool:
     """Whether there is a folder, or anything whose name begins as in one."""
     if not is_remote(path):
         return os.path.isdir(path)
+    if path.lower().startswith("http"):  # where folders are pages with links
+        fs, inner = _filesystem(path)
+        return _ask(path, fs.isdir, inner)
+    return _kind(path) == "directory"
+
+
+def _kind(path: str) -> str:
+    """What lies there, "file", "directory" or "": isfile would take a fault for ""."""
     fs, inner = _filesystem(path)
-    with _sentences(path):
-        return fs.isdir(inner)
+    try:
+        return _ask(path, fs.info, inner)["type"]
+    except FileNotFoundError:
+        return ""
 
 
 def names(folder: str) -> set[str]:
@@ -180,11 +230,10 @@ def names(folder: str) -> set[str]:
         except OSError:
             return set()
     fs, inner = _filesystem(folder)
-    with _sentences(folder):
-        try:
-            found = fs.ls(inner, detail=True)
-        except FileNotFoundError:
-            return set()
+    try:
+        found = _ask(folder, fs.ls, inner, detail=True)
+    except FileNotFoundError:
+        return set()
     return {posixpath.basename(f["name"]) for f in found if f["type"] == "file"}
 
 
@@ -195,8 +244,8 @@ def below(folder: str) -> list[str]:
     """
     if is_remote(folder):
         fs, inner = _filesystem(folder)
-        with _sentences(folder):
-            files = [posixpath.relpath(file, inner) for file in fs.find(inner)]
+        found = _ask(folder, fs.find, inner)
+        files = [posixpath.relpath(file, inner) for file in found]
     else:
         files = [
             os.path.relpath(os.path.join(place, name), folder)
@@ -234,8 +283,7 @@ def _expand_one(path: str, suffix: str) -> list[str]:
     if not is_remote(path):
         return sorted(glob.glob(path, recursive=True))
     fs, inner = _filesystem(path)
-    with _sentences(path):
-        return sorted(fs.unstrip_protocol(file) for file in fs.glob(inner))
+    return sorted(map(fs.unstrip_protocol, _ask(path, fs.glob, inner)))
 
 
 def _without_braces(path: str) -> Iterator[str]:
@@ -255,7 +303,7 @@ def _without_braces(path: str) -> Iterator[str]:
         yield path[: match.start()] + part + rest
 
 
-# --- copies on the local disk ---
+# --- what is kept of files ---
 
 
 def cache_folder(name: str) -> str:
@@ -272,103 +320,6 @@ def key(path: str, found: Found) -> str:
     text = f"{path}\n{found.size}\n{found.stamp}".encode("utf-8", "surrogatepass")
     stem = re.sub(r"[^\w.-]", "_", posixpath.basename(path))[-80:]
     return f"{hashlib.blake2b(text, digest_size=10).hexdigest()}-{stem}"
-
-
-def stage(paths: Sequence[str], folder: str, limit_gib: float) -> list[str]:
-    """Copies of remote files in a local folder; local paths come back as they are.
-
-    A copy that is there and up to date is used again. Several threads and processes may
-    ask for the same files at a time: one copies, and the copy appears when it is whole.
-    The folder holds at most `limit_gib` GiB; nothing in it is ever deleted for room,
-    since other runs may read it.
-    Raises RemoteError: files that cannot be had, are too many, or do not fit the disk.
-    """
-    folder = folder or cache_folder("shards")
-    far = [path for path in paths if is_remote(path)]
-    if not far:
-        return list(paths)
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        found = dict(zip(far, pool.map(find, far), strict=True))
-        copies = {path: os.path.join(folder, key(path, found[path])) for path in far}
-        total = sum(item.size for item in found.values())
-        os.makedirs(folder, exist_ok=True)
-        others = _others(folder, set(copies.values()))
-        if total + others > limit_gib * 2**30:
-            beside = f", beside {_gib(others)} of other copies" if others else ""
-            raise RemoteError(
-                f"{far[0]} and the {len(far) - 1} other files take {_gib(total)}{beside} "
-                f"in {folder}, expected {limit_gib:g} GiB at most: raise cache_gib, name "
-                "fewer files" + (", or empty the folder" if others else "")
-            )
-        missing = [path for path in far if not _is_whole(copies[path], found[path])]
-        needed = sum(found[path].size for path in missing)
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            raise RemoteError(
-                f"{folder} has room for {_gib(free)}, expected {_gib(needed)} for "
-                f"{len(missing)} files such as {missing[0]}: set cache_folder to another "
-                "disk"
-            )
-        list(pool.map(lambda path: _copy(path, copies[path], found[path]), missing))
-    return [copies.get(path, path) for path in paths]
-
-
-def _is_whole(copy: str, found: Found) -> bool:
-    return os.path.isfile(copy) and os.path.getsize(copy) == found.size
-
-
-def _copy(path: str, copy: str, found: Found) -> None:
-    """Copy one file, unless another thread or process did so meanwhile."""
-    with _locked(copy + ".lock"):
-        if not _is_whole(copy, found):
-            _download(path, copy, found)
-
-
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """One at a time on this machine; where files cannot be locked, all at a time."""
-    with open(path, "ab") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):
-            pass
-        yield  # closing the file unlocks it
-
-
-def _download(path: str, copy: str, found: Found) -> None:
-    partial = f"{copy}.{uuid.uuid4().hex}.part"
-    fs, inner = _filesystem(path)
-    try:
-        with _sentences(path):
-            fs.get_file(inner, partial)
-        size = os.path.getsize(partial)
-        if size != found.size:
-            raise RemoteError(
-                f"{path}: {size} bytes came, expected {found.size}: is it being written?"
-            )
-        os.replace(partial, copy)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(partial)
-
-
-def _others(folder: str, kept: set[str]) -> int:
-    """Bytes of what else is in the folder, less what killed processes left there."""
-    total = 0
-    for file in Path(folder).iterdir():
-        with contextlib.suppress(OSError):
-            status = file.stat()
-            if file.suffix == ".part" and time.time() - status.st_mtime > DAY_SECONDS:
-                file.unlink()
-            elif str(file) not in kept and file.suffix != ".part":
-                total += status.st_size
-    return total
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.3g} GiB"
 
 
 # --- fsspec ---
@@ -394,19 +345,101 @@ def _filesystem(path: str) -> tuple[Any, str]:
         ) from None
 
 
-@contextlib.contextmanager
-def _sentences(path: str) -> Iterator[None]:
-    """Whatever a store's library raises becomes a RemoteError that names the file."""
-    try:
-        yield
-    except RemoteError:
-        raise
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file") from None
-    except Exception as error:  # each library has its own
-        raise _error(path, error) from error
+class _Far(io.RawIOBase):
+    """A store's open file, whose reads are asked again where they fail."""
+
+    def __init__(self, path: str, file: Any):
+        super().__init__()
+        self._path, self._file = path, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = _ask(self._path, self._file.read, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
-def _error(path: str, error: Exception) -> RemoteError:
-    said = (str(error).strip().splitlines() or [""])[0]
-    return RemoteError(f"{path}: {type(error).__name__}: {said}".rstrip(": "))
+# --- patience ---
+
+
+_sleep = time.sleep
+
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_MISTAKES = (ImportError, TypeError, AttributeError, NotImplementedError)
+_OWN_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+def _ask(
+    path: str | Callable[[], str], request: Callable, *arguments, **options
+) -> Any:
+    """What a request to a store returns; where it fails, asked again for a while.
+
+    path: names the file in errors, or gives its name. Whatever a store's library raises
+    becomes FileNotFoundError, RemoteError (asking again would not help) or StoreError.
+    """
+    waited, pause = 0.0, _FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return request(*arguments, **options)
+        except RemoteError:
+            raise
+        except Exception as error:  # each library has its own
+            name = path if isinstance(path, str) else path()
+            if isinstance(error, FileNotFoundError):
+                raise _missing(name) from None
+            said = (str(error).strip().splitlines() or [""])[0]
+            sentence = f"{name}: {type(error).__name__}: {said}".rstrip(": ")
+            if _is_final(error):
+                raise RemoteError(sentence) from error
+            if waited >= PATIENCE_SECONDS:
+                raise StoreError(f"{sentence} (for {waited:.0f} s)") from error
+        # Not all at the same moment: a store that is back would be down again.
+        seconds = pause * random.uniform(0.5, 1.0)
+        logging.warning("%s; asked again in %.1f s", sentence, seconds)
+        _sleep(seconds)
+        waited, pause = waited + seconds, min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+def _missing(path: str) -> FileNotFoundError:
+    return FileNotFoundError(f"{path}: there is no such file")
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status in a library's own error; 0 where there is none."""
+    for name in ("status", "code", "status_code"):
+        with contextlib.suppress(TypeError, ValueError):
+            return int(getattr(error, name, None))
+    return 0
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether the same request would fail again."""
+    if isinstance(error, (*_FINAL, *_MISTAKES)):
+        return True
+    if isinstance(error, OSError) and error.errno in _OWN_DISK:
+        return True
+    if "Credentials" in type(error).__name__:  # there are none
+        return True
+    # 401: of a token that is being renewed; 408, 425, 429: too slow, early, often.
+    return _status(error) in {*range(400, 500)} - {401, 408, 425, 429}
+
+
+def _is_behind_the_end(error: Exception) -> bool:
+    """Whether a range was asked for that begins where the file has ended."""
+    return _status(error) == 416 or "not satisfiable" in str(error).lower()

@@ -26,7 +26,7 @@ from array_record.python.array_record_module import (
 
 from clap_jax import remote
 from clap_jax.audio import io as audio_io
-from clap_jax.pipeline import order
+from clap_jax.pipeline import copies, order
 
 if TYPE_CHECKING:
     from clap_jax.pipeline.sources import Source
@@ -70,8 +70,9 @@ class ArrayRecordSource:
         self.name, self._path = name, os.fspath(path)
         if not remote.is_remote(self._path):
             self._path = os.path.expanduser(self._path)
-        cache_folder = os.path.expanduser(cache_folder)
-        self._files = remote.stage(_files(self._path), cache_folder, cache_gib)
+        if not remote.is_remote(cache_folder):
+            cache_folder = os.path.expanduser(cache_folder)
+        self._files = copies.stage(_files(self._path), cache_folder, cache_gib)
         with ThreadPoolExecutor(_OPENED_AT_A_TIME) as pool:
             indices = list(pool.map(_read_index, self._files))
         self._headers = [header for index in indices for header in index]

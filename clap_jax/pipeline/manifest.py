@@ -10,8 +10,9 @@ Columns are found by their names, whatever their case, the first that is there:
     fold       fold
 
 Tables, folders and audio files may be URLs (gs://, s3://); what such files hold is read
-when a clip is asked for. `captions` and `tags` may hold lists. In a folder with sub-folders the sub-folder's name
-is the label; in one without, the words of the file name are the caption.
+when a clip is asked for. `captions` and `tags` may hold lists. In a folder with
+sub-folders the sub-folder's name is the label; in one without, the words of the file
+name are the caption.
 """
 
 import difflib
@@ -151,7 +152,8 @@ class ManifestSource:
         return len(self._audio)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """A clip: its path, or the bytes behind its URL (AudioError without them)."""
+        """A clip: its path, or the bytes behind its URL (AudioError if it has none,
+        RemoteError if its store does not give it)."""
         return {
             "audio": _sound(self._audio[index]),
             "captions": self.captions(index),
@@ -233,7 +235,7 @@ def _sound(path: str) -> str | bytes:
         return path
     try:
         return remote.read(path)
-    except OSError as error:
+    except FileNotFoundError as error:
         raise io.AudioError(str(error)) from None
 
 

@@ -18,11 +18,17 @@ POOL_BLOCKS = 8
 def digest(parts: Iterable[Any]) -> str:
     """Eight hex digits for a sequence of strings, numbers, and tuples and lists of them.
 
-    Sources make theirs from what they hold, so that runs can tell data apart.
+    Sources make theirs from what they hold, so that runs can tell data apart. Bytes and
+    memoryviews, which may be large, are taken as they are.
     """
     total = hashlib.blake2b(digest_size=4)
     for part in parts:
-        total.update(repr(part).encode("utf-8", "surrogatepass") + b"\n")
+        if isinstance(part, bytes | memoryview):
+            size = part.nbytes if isinstance(part, memoryview) else len(part)
+            total.update(f"{size} bytes\n".encode())
+            total.update(part)
+        else:
+            total.update(repr(part).encode("utf-8", "surrogatepass") + b"\n")
     return total.hexdigest()
 
 

@@ -86,6 +86,8 @@ def read(path: str | os.PathLike) -> Table:
     try:
         if remote.is_folder(path):
             return _read_folder(path)
+    except remote.StoreError:
+        raise
     except OSError as error:
         raise _whole(path, error.strerror or str(error)) from None
     table = Table(path, Path(path).suffix.lower().lstrip("."), os.path.dirname(path))
@@ -96,6 +98,8 @@ def read(path: str | os.PathLike) -> Table:
         if remote.find(path).size == 0:
             raise _whole(path, "the file is empty")
         problems = READERS[table.kind](table)
+    except remote.StoreError:
+        raise
     except OSError as error:
         raise _whole(path, error.strerror or str(error)) from None
     except UnicodeDecodeError as error:

@@ -84,6 +84,8 @@ def _cached(shard: str, folder: str) -> Index:
         index = read(shard, found.size)
         try:
             remote.write(file, pack(index))
+        except remote.StoreError:
+            raise
         except OSError as error:
             raise TarError(
                 f"the index of {shard} cannot be kept in {folder} "
@@ -97,6 +99,8 @@ def _kept(file: str) -> Index | None:
     """The index in `file`, if there is a whole one of this version."""
     try:
         return unpack(remote.read(file))
+    except remote.StoreError:
+        raise
     except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile):
         return None
 

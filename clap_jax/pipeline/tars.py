@@ -50,6 +50,10 @@ class LaionTarSource:
     truncated shard) is left out, counted, and named in `problems` and the log. Raises
     TarError when nothing is left, for files that are no tar files, for shards that are
     missing, and for two shards that would give clips the same names.
+
+    Every process holds 24 bytes a clip besides its name, captions and labels as JSON:
+    some 130 bytes for a clip with one short caption, 13 GB for 100 million clips, and
+    each of `data.workers` has a copy of its own. Threads (workers=0) share one.
     """
 
     def __init__(
@@ -119,7 +123,7 @@ class LaionTarSource:
         return len(self._offset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """A clip, its audio as bytes. Raises AudioError when they cannot be had."""
+        """A clip, its audio as bytes. Raises AudioError when they are not there."""
         (example,) = self.read([index])
         if isinstance(example, audio_io.AudioError):
             raise example
@@ -127,7 +131,7 @@ class LaionTarSource:
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
         """Several clips, neighbours by one request; an AudioError in place of a clip
-        that cannot be had."""
+        whose bytes are not there. Raises RemoteError when a store does not give them."""
         places = [self._place(index) for index in indices]
         runs = _runs(places)
         ranges = [(self._shards[shard], start, end) for (shard, start, end), _ in runs]
@@ -145,7 +149,8 @@ class LaionTarSource:
     def _example(
         self, index: int, content: bytes | OSError, start: int, end: int
     ) -> dict[str, Any] | audio_io.AudioError:
-        entry, shard = self._entry(index), self._shards[self._shard(index)]
+        number, entry = self._shard(index), self._entry(index)
+        shard, name = self._shards[number], f"{self._names[number]}/{entry.key}"
         if isinstance(content, OSError):
             reason = content.strerror or str(content)
             return audio_io.AudioError(f"{shard}, clip {entry.key}: {reason}")
@@ -156,15 +161,17 @@ class LaionTarSource:
             )
         return {
             "audio": content[start:end],
-            "captions": self.captions(index),
+            "captions": self._chosen(entry),
             "tags": entry.tags,
-            "id": self.id(index),
-            "group": self.group(index),
+            "id": name,
+            "group": name,  # as `group` says
         }
 
     def captions(self, index: int) -> list[str]:
         """Captions of a clip, those that `text_augment` chooses."""
-        entry = self._entry(index)
+        return self._chosen(self._entry(index))
+
+    def _chosen(self, entry: tar_index.Entry) -> list[str]:
         chosen = ([], entry.augment_all, entry.augment_t5)[self._augment]
         return chosen or entry.text or entry.augment_all or entry.augment_t5
 
@@ -192,7 +199,7 @@ class LaionTarSource:
     def digest(self) -> str:
         """Short hex of names, captions, labels and sizes, wherever the shards are."""
         parts = [self._names, self._first.tolist(), self._augment]
-        arrays = (self._size.tobytes(), self._text_end.tobytes(), self._text)
+        arrays = (memoryview(self._size), memoryview(self._text_end), self._text)
         return order.digest([*parts, *arrays])
 
     def _shard(self, index: int) -> int:

@@ -14,8 +14,8 @@ Theirs: a `Dataset` whose items are made by librosa (load and resample) and torc
 mel bank, dB), after LAION-AI/CLAP's `get_audio_features`, in 2 worker processes. Ours:
 `clap_jax.pipeline.loader`, the same number of cores.
 
-A round is a run of some epochs over the files by each of the two. The first epoch starts
-with nothing in memory. What is timed: the first epoch (every clip is decoded by both),
+A round is a run of some epochs over the files by each of the two, which take turns in
+going first. The first epoch starts with nothing in memory. What is timed: the first epoch (every clip is decoded by both),
 those after it, and the whole run. Ours keeps decoded clips (`data.cache_gib`), so that
 from the second epoch on nothing is decoded; `--cache=0` turns this off. Of Ogg Vorbis
 the first epoch is mostly libsndfile's decoder (4.5 of 6.5 ms of a wave), which is the
@@ -216,15 +216,15 @@ def main() -> None:
         unit = "dB" if kind == "mels" else "of 32767"
         print(f"{kind}: sides differ by {check(source, tokenizer, kind):.2g} {unit}")
         rates: dict[str, list[tuple[float, float]]] = {}
-        for _ in range(options.rounds):
-            sides = []
-            for make in (ours, theirs):
+        for number in range(options.rounds):
+            sides = {}
+            for make in (ours, theirs) if number % 2 == 0 else (theirs, ours):
                 batches = make(source, tokenizer, kind, options)
                 times = run(batches, epoch * options.epochs)
                 batches.close()
-                sides.append(spans(times, epoch, options.batch))
-            for name in sides[0]:
-                rates.setdefault(name, []).append((sides[0][name], sides[1][name]))
+                sides[make] = spans(times, epoch, options.batch)
+            for name, rate in sides[ours].items():
+                rates.setdefault(name, []).append((rate, sides[theirs][name]))
         print(f"  {'clips/s':16}{'clap_jax':>10}{'DataLoader':>12}{'ratio':>8}")
         for name, pairs in rates.items():
             a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
