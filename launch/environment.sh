@@ -14,11 +14,15 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv="$root/.venv"
 # What clap_jax.main ends with when it was told to stop: all is saved, run me again.
-# (Also: 0 done, 1 an error that it has told, 2 wrong flags.)
+# (Also: 0 done, 1 an error that it has told, 2 wrong flags. 128 and more, in a shell, is
+# a signal: it was killed, or ended itself by SIGABRT as another host was gone.)
 saved_status=75
 # What worker.sh ends with when its `stop` was called: not to be run again.
 # shellcheck disable=SC2034  # read by scripts
 stopped_status=3
+# What it ends with when it does not start the command: again would be no better.
+# shellcheck disable=SC2034  # read by scripts
+refused_status=4
 
 options=() switches=() variables=() extras=() words=() arguments=() environment=()
 create_with=() connect_with=()
@@ -101,7 +105,9 @@ run_child() {
 }
 
 # Run a command, and again while it ends with status 75, at most MAX_RESTARTS times.
-# Whoever signals this shell wants it to end: then there is no other time.
+# Whoever signals this shell wants it to end: then there is no other time. A command that
+# is alone on its machine and ends by a signal ends this too: no other host took it along,
+# so somebody killed it, or it took more memory than there is, and would again.
 run_until_done() {
   local status restarts=0 most=${MAX_RESTARTS:-100}
   if [ -n "$dry_run" ]; then
@@ -136,10 +142,11 @@ show_help() {
 # Sort the arguments of a script. Before `--`: --help, --dry-run, --some-name=value for
 # SOME_NAME in `options`, --some-name for one in `switches`, and plain words (to `words`).
 # Only those in `variables` may come from the environment instead.
-# Of options, ENV adds to `environment`, *_WITH to `*_with`. After `--`: `arguments`, untouched. What is unknown goes there as well
-# if `pass_on` is set, and is an error otherwise.
+# Of options, ENV adds to `environment`, *_WITH to `*_with`. After `--`: `arguments`,
+# untouched. What is unknown goes there as well if `pass_on` is set, and is an error
+# otherwise.
 parse_arguments() {
-  local argument name known
+  local argument name known known_switches=" ${switches[*]-} "
   for name in ${options[@]+"${options[@]}"} ${switches[@]+"${switches[@]}"}; do
     [[ " ${variables[*]-} " == *" $name "* ]] || printf -v "$name" %s ''
   done
@@ -162,12 +169,14 @@ parse_arguments() {
         known=" ${options[*]-} "
         if [[ $argument == *=* && $known == *" $name "* ]]; then
           set_option "$name" "${argument#*=}"
-        elif [[ $argument != *=* && " ${switches[*]-} " == *" $name "* ]]; then
+        elif [[ $argument != *=* && $known_switches == *" $name "* ]]; then
           printf -v "$name" 1
-        elif [ -n "$pass_on" ]; then
-          arguments+=("$argument")
         elif [[ $known == *" $name "* ]]; then
           fail "$argument lacks its value: $argument=..."
+        elif [[ $known_switches == *" $name "* ]]; then
+          fail "${argument%%=*} takes no value, found '$argument'"
+        elif [ -n "$pass_on" ]; then
+          arguments+=("$argument")
         else
           fail "unknown option $argument (--help lists them; flags of clap_jax.main come after --)"
         fi
@@ -267,12 +276,15 @@ find_python() {
 
 # Make .venv and install clap_jax there, with these extras.
 make_environment() {
-  local extras stamp python
+  local extras sum stamp python
   extras=$(IFS=,; echo "$*")
-  stamp="$venv/.installed-$(cat "$root/setup.cfg" "$root/launch/constraints.txt" | cksum | cut -d' ' -f1)-${extras:-cpu}"
+  sum=$(cat "$root/setup.cfg" "$root/launch/constraints.txt" | cksum)
+  stamp="$venv/.installed-${sum%% *}-${extras:-cpu}"
   [ -e "$stamp" ] && return
-  python=$(find_python)
-  [ -x "$venv/bin/python" ] || run "$python" -m venv "$venv"
+  if [ ! -x "$venv/bin/python" ]; then
+    python=$(find_python)
+    run "$python" -m venv "$venv"
+  fi
   run "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     -c "$root/launch/constraints.txt" -e "$root${extras:+[$extras]}"
   [ -n "$dry_run" ] || touch "$stamp"

@@ -10,6 +10,7 @@
 #
 # CUDA_VISIBLE_DEVICES picks GPUs. XLA_FLAGS are kept, and win over those set here.
 # Ctrl-C or SIGTERM saves and ends with status 75; the same command goes on from there.
+# A process that is killed (status 137: often for want of memory) is not run again.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -20,7 +21,7 @@ parse_arguments "$@"
 [ ${#arguments[@]} -gt 0 ] || fail "nothing to run: give clap_jax.main's flags after --"
 require_number MAX_RESTARTS
 : "${MEMORY_FRACTION:=${XLA_CLIENT_MEM_FRACTION:-${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}}}"
-[[ $MEMORY_FRACTION =~ ^(0?\.[0-9]+|1(\.0*)?)$ ]] ||
+[[ $MEMORY_FRACTION =~ ^(0?\.[0-9]*[1-9][0-9]*|1(\.0*)?)$ ]] ||
   fail "--memory-fraction is a share, above 0 and at most 1, found '$MEMORY_FRACTION'"
 
 # The wheels are for CUDA 13, which needs this driver.

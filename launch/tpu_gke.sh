@@ -57,7 +57,7 @@ container_json() {
 # Hosts of the slice, from its shape.
 count_hosts() {
   local chips=1 side sides
-  [[ $TOPOLOGY =~ ^[0-9]+x[0-9]+(x[0-9]+)?$ ]] ||
+  [[ $TOPOLOGY =~ ^[1-9][0-9]*x[1-9][0-9]*(x[1-9][0-9]*)?$ ]] ||
     fail "--topology is like 16x16 or 4x4x4, found '$TOPOLOGY'"
   IFS=x read -r -a sides <<<"$TOPOLOGY"
   for side in "${sides[@]}"; do chips=$((chips * side)); done
@@ -68,7 +68,8 @@ count_hosts() {
       tpu-v5-lite*-[18] | tpu-v6e*-[18]) CHIPS_PER_HOST=$chips ;;
     esac
   fi
-  require_number CHIPS_PER_HOST
+  [[ $CHIPS_PER_HOST =~ ^[1-9][0-9]*$ ]] ||
+    fail "--chips-per-host must be a whole number of at least 1, found '$CHIPS_PER_HOST'"
   [ $((chips % CHIPS_PER_HOST)) = 0 ] ||
     fail "$TOPOLOGY has $chips chips, which hosts of $CHIPS_PER_HOST do not make up"
   HOSTS=$((chips / CHIPS_PER_HOST))

@@ -17,7 +17,8 @@
 #                                  (these five also as variables: NAME=clap, ZONE=...)
 #   --spot | --reserved            default: on demand
 #   --ref=REF [--repository=URL]   clone this instead of copying HEAD
-#   --prepare=COMMAND              shell command for every worker at installation, e.g. a mount
+#   --prepare=COMMAND              shell command for every worker, e.g. a mount: at
+#                                  installation, and before each run
 #   --env=NAME=VALUE               for the run; may be repeated
 #   --worker=0                     of `logs`
 #   --timeout-seconds=86400 --poll-seconds=30 --max-restarts=100
@@ -67,7 +68,7 @@ slice_state() {
     "--filter=name~/nodes/$NAME\$" "--format=value(state)"
 }
 
-# ready | absent | failed | lost | waiting, of both together. Fails where it cannot be known.
+# ready | absent | failed | lost | waiting, of both together. Fails where this cannot be known.
 state() {
   local resource slice
   resource=$(resource_state) || return
@@ -87,9 +88,19 @@ state() {
   esac
 }
 
+# The state to `now`, unknown where there is no answer. Once there was one, Google Cloud is
+# known to be there and to know who asks, and `answered` is set.
+answered=
+poll() {
+  local status=0
+  now=$(state) || status=$?
+  if [ "$status" = 0 ]; then answered=1; else now=unknown; fi
+  return "$status"
+}
+
 delete() {
   local found=unknown
-  [ -n "$dry_run" ] || found=$(resource_state)
+  [ -n "$dry_run" ] || found=$(resource_state) || return
   if [ -n "$found" ]; then
     queued_resources delete --force --quiet
   else
@@ -114,14 +125,16 @@ request() {
 }
 
 create() {
-  local now before='' asked='' deadline=$((SECONDS + TIMEOUT_SECONDS))
+  local now before='' asked='' status deadline=$((SECONDS + TIMEOUT_SECONDS))
   if [ -n "$dry_run" ]; then
     request
     note "waits until it is ACTIVE, at most $TIMEOUT_SECONDS s"
     return
   fi
   while :; do
-    now=$(state)
+    status=0
+    poll || status=$?
+    [ -n "$answered" ] || return "$status"
     [ "$now" = "$before" ] || echo "$NAME is $now." >&2
     before=$now
     case "$now" in
@@ -133,15 +146,22 @@ create() {
         ;;
       failed)
         [ -z "$asked" ] || fail "$NAME was asked for, and failed: gcloud compute tpus queued-resources describe $NAME ${where[*]} says why" 1
-        delete
-        continue
+        if delete; then continue; fi
         ;;
-      lost) delete ;;
+      lost) delete || : ;; # tried again as long as it is lost
     esac
     [ $SECONDS -lt "$deadline" ] ||
       fail "$NAME is not active after $TIMEOUT_SECONDS s (--timeout-seconds); the same command waits on, delete ends it" 1
     sleep "$POLL_SECONDS"
   done
+}
+
+# For workers that may have been started anew, without the mounts they had; those where
+# something runs have them.
+prepare() {
+  local running="clap_jax/launch/worker.sh running 2>/dev/null"
+  [ -z "${PREPARE:-}" ] || on_workers all "$running || {"$'\n'"$PREPARE"$'\n'"}" || return
+  prepared=1
 }
 
 # Run a line of shell on workers: a number, several (1,4-6), or all.
@@ -153,17 +173,23 @@ on_workers() { # WORKERS LINE
 # Where a run goes on, nothing is changed below it; only .venv and the state of a run stay
 # from what was there before.
 install_line() { # HOW TO FILL THE FOLDER
-  local old="mkdir -p clap_jax && find clap_jax -mindepth 1 -maxdepth 1 ! -name .venv ! -name .run -exec rm -rf {} +"
-  echo "if clap_jax/launch/worker.sh running 2>/dev/null; then echo 'runs already: not installed'; else $old && $1 && launch/worker.sh install; fi"
+  local running="clap_jax/launch/worker.sh running 2>/dev/null"
+  local others="-mindepth 1 -maxdepth 1 ! -name .venv ! -name .run"
+  local empty="mkdir -p clap_jax && find clap_jax $others -exec rm -rf {} +"
+  local install="$empty && $1 && launch/worker.sh install"
+  echo "if $running; then echo 'runs already: not installed'; else $install; fi"
 }
 
 # (Tested for failure by its caller, so that each line has to say that it ends here.)
 install() {
   local fill archive="$root/dist/launch.tar.gz" changes
   [ -z "${PREPARE:-}" ] || on_workers all "$PREPARE" || return
+  prepared=1
   if [ -n "${REF:-}" ]; then
     REPOSITORY=${REPOSITORY:-$(git -C "$root" remote get-url origin)} || return
-    fill="cd clap_jax && git init --quiet && git fetch --quiet --depth=1 $(quoted "$REPOSITORY" "$REF") && git checkout --quiet --force --detach FETCH_HEAD"
+    fill="cd clap_jax && git init --quiet"
+    fill+=" && git fetch --quiet --depth=1 $(quoted "$REPOSITORY" "$REF")"
+    fill+=" && git checkout --quiet --force --detach FETCH_HEAD"
   else
     git -C "$root" rev-parse --quiet --verify HEAD >/dev/null ||
       fail "$root is no git checkout to copy from: give --ref=... and --repository=..." 1
@@ -180,52 +206,70 @@ install() {
 }
 
 # Why did the run end, with the slice still there? Ends the script where it failed. ssh
-# told the status of one worker; another one may have failed by its own fault.
+# told the status of one worker, or of itself: only what the workers say is a failure.
 explain_end() {
-  local failed=0
-  if [ "$1" = 255 ]; then
-    echo "The connection was lost." >&2
-    return
-  elif [ "$1" = "$stopped_status" ]; then
-    fail "stopped on request; run goes on from there" "$saved_status"
-  elif [ "$1" = "$saved_status" ]; then
-    on_workers all "clap_jax/launch/worker.sh result" || failed=$?
-  elif [ "$1" -lt 128 ]; then
-    failed=$1
+  local told asked=0
+  case "$1" in
+    255)
+      echo "The connection was lost." >&2
+      return
+      ;;
+    "$stopped_status") fail "stopped on request; run goes on from there" "$saved_status" ;;
+    "$refused_status") fail "a worker did not start the run; the slice is kept" 1 ;;
+  esac
+  told=$(on_workers all "clap_jax/launch/worker.sh result") || asked=$?
+  [ -z "$told" ] || echo "$told" >&2
+  if [[ $told =~ failed\ with\ status\ ([0-9]+) ]]; then
+    fail "the run failed with status ${BASH_REMATCH[1]}; the slice is kept (logs, delete)" "${BASH_REMATCH[1]}"
   fi
-  case "$failed" in
-    0 | 255) echo "Stopped, status $1; what is saved is kept." >&2 ;;
-    *) fail "the run failed with status $failed; the slice is kept (logs, delete)" "$failed" ;;
+  case "$asked" in
+    0) echo "Stopped, status $1; what is saved is kept." >&2 ;;
+    126 | 127) fail "the workers have no launch/worker.sh: install comes before run" 1 ;;
+    *) echo "Stopped, status $1; the workers did not say why." >&2 ;;
   esac
 }
 
+# The workers could not be made ready for the run; that may be the network's fault.
+explain_unready() { # STATUS HOW OFTEN
+  [ "$2" -lt 3 ] ||
+    fail "install and --prepare failed $2 times, status $1; the slice is kept" "$1"
+  echo "The workers could not be made ready, status $1." >&2
+}
+
 run_on_all() {
-  local line status restarts=0 now=ready
+  local line status restarts=0 unready=0 now=ready absent=''
   line=(launch/worker.sh run "--shared=$workdir" -- env PYTHONUNBUFFERED=1)
   line+=(${environment[@]+"${environment[@]}"})
   line+=(.venv/bin/python -m clap_jax.main "${arguments[@]}")
-  [ -z "$dry_run" ] ||
-    note "again while this ends with status $saved_status (saved), after a preemption with create and install first, at most $MAX_RESTARTS times:"
   trap 'echo "The workers go on: run joins them again, stop has them save and end." >&2; exit 130' INT
   while :; do
     status=0
-    case "$now" in
-      ready | unknown) ;;
-      *)
-        create
-        install || status=$?
-        ;;
-    esac
-    [ "$status" != 0 ] ||
+    if [ -n "$absent" ]; then
+      create
+      install || status=$?
+      [ "$status" != 0 ] || absent=
+    elif [ -z "$prepared" ]; then
+      prepare || status=$?
+    fi
+    if [ "$status" = 0 ]; then
+      prepared='' unready=0
+      [ -z "$dry_run" ] || show_repetition
       on_workers all "cd clap_jax && $(quoted "${line[@]}")" || status=$?
-    [ -z "$dry_run" ] && [ "$status" != 0 ] || break
+      [ -z "$dry_run" ] && [ "$status" != 0 ] || break
+    else
+      unready=$((unready + 1))
+    fi
     # What a preemption does to the run may be seen before the preemption itself.
-    case "$status" in 1 | 2 | "$stopped_status" | "$saved_status") ;; *) sleep "$POLL_SECONDS" ;; esac
-    now=$(state) || now=unknown
-    case "$now" in
-      ready) explain_end "$status" ;;
-      unknown) echo "Google Cloud does not answer." >&2 && sleep "$POLL_SECONDS" ;;
-      *) echo "$NAME was preempted ($now)." >&2 ;;
+    case "$status" in
+      "$stopped_status" | "$refused_status" | "$saved_status") ;;
+      *) sleep "$POLL_SECONDS" ;;
+    esac
+    poll || :
+    case "$now-$unready" in
+      ready-0) explain_end "$status" ;;
+      ready-*) explain_unready "$status" "$unready" ;;
+      unknown-*) echo "Google Cloud does not answer." >&2 && sleep "$POLL_SECONDS" ;;
+      *) absent=1 && echo "$NAME was preempted ($now)." >&2 ;;
     esac
     restarts=$((restarts + 1))
     [ "$restarts" -le "$MAX_RESTARTS" ] ||
@@ -235,6 +279,13 @@ run_on_all() {
   trap - INT
 }
 
+show_repetition() {
+  local when="while this ends with status $saved_status (saved) or is interrupted"
+  local first="after a preemption with create and install first"
+  note "again $when, $first, at most $MAX_RESTARTS times:"
+}
+
+prepared=
 step=${words[*]-}
 case "$step" in
   create | install | run | status | logs | stop | delete | all) ;;

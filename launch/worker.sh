@@ -4,7 +4,7 @@
 #   launch/worker.sh install                        .venv with the tpu extra
 #   launch/worker.sh run [--shared=DIR] -- COMMAND  starts COMMAND, or joins it if it runs
 #   launch/worker.sh running                        fails where nothing runs
-#   launch/worker.sh result                         fails where the last run failed
+#   launch/worker.sh result                         fails, and says so, where the last run did
 #   launch/worker.sh stop | status | logs
 #
 # COMMAND goes on when the connection that started it is lost; `run` with the same COMMAND
@@ -15,10 +15,10 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 state="$root/.run"
 
-# TPU VMs come with an older Python: then one is installed beside it.
+# TPU VMs come with an older Python: then one is installed beside it, for .venv.
 install() {
   local uv
-  if ! find_python >/dev/null 2>&1; then
+  if [ ! -x "$venv/bin/python" ] && ! find_python >/dev/null 2>&1; then
     uv="$HOME/.clap_jax_uv"
     run python3 -m pip install --quiet --disable-pip-version-check \
       -c "$root/launch/constraints.txt" --target "$uv" uv
@@ -43,20 +43,28 @@ check_shared() {
   kind=$(findmnt --noheadings --output FSTYPE --target "$place")
   case "$kind" in
     ext[234] | xfs | btrfs | overlay | tmpfs | squashfs | zfs)
-      fail "$1 is on $(hostname)'s own disk ($kind), which goes when the machine goes: mount shared storage there" 1
+      # So that `result` knows of it.
+      mkdir -p "$state"
+      echo "$refused_status" >"$state/status"
+      fail "$1 is on $(hostname)'s own disk ($kind), which goes when the machine goes: mount shared storage there" "$refused_status"
       ;;
   esac
 }
 
+# (The process must not hold the lock under which it is started.)
 start() {
-  mkdir -p "$state"
+  local process
   rm -f "$state/status" "$state/stopped"
   [ ! -e "$state/log" ] || mv "$state/log" "$state/log.before"
   quoted "$@" >"$state/command"
   : >"$state/log"
   # In a session of its own, so that no hang-up of this one reaches it.
-  setsid nohup "$root/launch/worker.sh" supervise -- "$@" >>"$state/log" 2>&1 </dev/null &
-  echo $! >"$state/process"
+  setsid nohup "$root/launch/worker.sh" supervise -- "$@" \
+    >>"$state/log" 2>&1 </dev/null 9>&- &
+  process=$!
+  echo "$process" >"$state/process"
+  # Others know it as running by its name, which it has not from the first moment.
+  until is_running || ! kill -0 "$process" 2>/dev/null; do sleep 0.05; done
 }
 
 supervise() {
@@ -69,17 +77,23 @@ supervise() {
 start_or_join() {
   local lines=+1
   [ $# -gt 0 ] || fail "nothing to run: the command comes after --"
+  mkdir -p "$state"
+  # Of two that come at the same time, one starts and the other joins.
+  exec 9>"$state/lock"
+  flock 9
   if is_running; then
     [ "$(cat "$state/command")" = "$(quoted "$@")" ] ||
-      fail "$(hostname) runs another command; stop it first: $(cat "$state/command")" 1
+      fail "$(hostname) runs another command; stop it first: $(cat "$state/command")" "$refused_status"
     echo "$(hostname): runs already, joined." >&2
     lines=20
   else
     [ -z "${SHARED:-}" ] || check_shared "$SHARED"
     start "$@"
   fi
+  exec 9>&-
   tail --lines="$lines" --sleep-interval=0.5 --follow --pid="$(cat "$state/process")" "$state/log"
-  [ -e "$state/status" ] || fail "the command ended without a status; out of memory?" 1
+  [ -e "$state/status" ] ||
+    fail "the command ended without a status, killed; out of memory?" 137
   [ ! -e "$state/stopped" ] || return "$stopped_status"
   return "$(cat "$state/status")"
 }
@@ -90,17 +104,20 @@ stop() {
   is_running || { echo "$(hostname): nothing runs." >&2 && return; }
   process=$(cat "$state/process")
   touch "$state/stopped"
-  kill -TERM "$process"
+  kill -TERM "$process" || : # it may have ended by itself
   while is_running; do sleep 0.5; done
   echo "$(hostname): stopped, status $(cat "$state/status")." >&2
 }
 
 # The status of the last run, if it is one of failure: not of a run that saved, or was
-# killed, and can go on.
+# killed, and can go on. In words as well: ssh has failures of its own.
 result() {
   local status
   status=$(cat "$state/status" 2>/dev/null) || return 0
-  [ "$status" = "$saved_status" ] || [ "$status" -gt 128 ] || return "$status"
+  case "$status" in 0 | "$saved_status") return ;; esac
+  [ "$status" -lt 128 ] || return 0
+  echo "$(hostname): the run failed with status $status"
+  return "$status"
 }
 
 show_status() {

@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # What the scripts may use; no other program of this machine can be reached.
 TOOLS = (
-    "bash cat cksum cp cut dirname env find git grep gzip head hostname kill "
+    "bash cat cksum cp cut dirname env find flock git grep gzip head hostname kill "
     "mkdir mv nohup rm setsid sh sleep tail tar tee touch tr wc"
 )
 

@@ -60,6 +60,13 @@ def test_runs_again_after_75_and_only_then(box):
     assert len(box.calls("python")) == 2
 
 
+def test_what_was_killed_is_not_run_again(box):
+    """There is no other host that could have taken it along."""
+    box.add_python(137, 0)
+    assert box.run("gpu.sh", "--no-install", "--", "--config=a").returncode == 137
+    assert len(box.calls("python")) == 1
+
+
 def test_restarts_have_an_end(box):
     box.add_python(75)
     done = box.run("gpu.sh", "--no-install", "--max-restarts=2", "--", "--config=a")
@@ -112,8 +119,10 @@ def test_bad_drivers_are_named(box, answer, sentence):
 def test_wrong_use_is_a_sentence(box):
     missing = box.run("gpu.sh", "--no-install")
     assert (missing.returncode, "after --" in missing.stderr) == (2, True)
-    share = box.run("gpu.sh", "--memory-fraction=90", "--", "--config=a")
-    assert (share.returncode, "found '90'" in share.stderr) == (2, True)
+    for value in ("90", "0.0", ".0", "0", "1.5"):
+        share = box.run("gpu.sh", f"--memory-fraction={value}", "--", "--config=a")
+        assert (share.returncode, f"found '{value}'" in share.stderr) == (2, True)
+    assert box.calls() == []
     (box.bin / "nvidia-smi").unlink()
     driver = box.run("gpu.sh", "--", "--config=a")
     assert (driver.returncode, "nvidia-smi was not found" in driver.stderr) == (1, True)

@@ -11,7 +11,7 @@ from tests.launch.machine import REPOSITORY
 
 IMAGES = ["cuda", "tpu"]
 # What a RUN line starts with is there in a slim Python image.
-PROGRAMS = {"useradd", "python"}
+PROGRAMS = {"useradd", "python", "touch"}
 
 
 def instructions(image):
@@ -74,6 +74,11 @@ def test_what_is_copied_is_there_and_not_ignored(image, tmp_path):
             assert not is_ignored(source), source
             (tmp_path / target).mkdir(exist_ok=True)
             shutil.copy(REPOSITORY / source, tmp_path / target)
+    # An edit of the README is no reason to install again.
+    assert not (tmp_path / "README.md").exists()
+    for name, rest in steps:
+        if name == "RUN" and rest.startswith("touch "):
+            (tmp_path / rest.removeprefix("touch ")).touch()
     assert (tmp_path / "clap_jax" / "__init__.py").is_file()
     project = (tmp_path / "setup.cfg").read_text()
     for named in re.findall(r"(?:file: |license_files = )(\S+)", project):

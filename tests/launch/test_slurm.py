@@ -41,6 +41,21 @@ def test_one_process_a_node(cluster):
     assert call[:3] == ["--nodes=1", "--gpus-per-node=4", "--ntasks-per-node=1"]
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--gpus-per-node", "4"), "--gpus-per-node lacks its value"),
+        (("--nodes", "2"), "--nodes lacks its value"),
+        (("--per-node=1",), "--per-node takes no value"),
+    ],
+)
+def test_its_own_options_are_not_passed_on_to_sbatch(cluster, options, sentence):
+    """Beside the defaults, Slurm would take the last of two."""
+    done = cluster.run("slurm.sh", "--no-install", *options, "--", "--config=a")
+    assert (done.returncode, sentence in done.stderr) == (2, True)
+    assert cluster.calls() == []
+
+
 def test_what_is_shown_is_what_is_run(cluster):
     arguments = ("--no-install", "--nodes=2", "--", *HARD_ARGUMENTS)
     before = cluster.files()
@@ -87,6 +102,36 @@ def test_in_the_job_every_task_gets_the_arguments(cluster):
     assert cluster.calls("sbatch") == []
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--per-node",), ["--nodes=3", "--ntasks=3", "--ntasks-per-node=1"]),
+        (("--nodes=2",), ["--nodes=2", "--ntasks=16", "--ntasks-per-node=8"]),
+        (
+            ("--nodes=2", "--gpus-per-node=4"),
+            ["--nodes=2", "--ntasks=8", "--ntasks-per-node=4", "--gpus-per-node=4"],
+        ),
+    ],
+)
+def test_in_an_allocation_its_options_choose_a_part(cluster, options, expected):
+    allocation = {"SLURM_JOB_NUM_NODES": "3", "SLURM_NTASKS_PER_NODE": "8"}
+    assert in_job(cluster, 0, *options, **allocation).returncode == 0
+    [call] = cluster.calls("srun")
+    program = call.index(f"{cluster.clone}/.venv/bin/python")
+    assert call[5:program] == expected
+
+
+def test_in_an_allocation_what_cannot_be_followed_is_a_sentence(cluster):
+    done = in_job(cluster, 0, "--nodes=2")
+    assert (done.returncode, "--gpus-per-node=... or" in done.stderr) == (2, True)
+    done = in_job(cluster, 0, "--partition=gpu")
+    assert (done.returncode, "--partition=gpu is for sbatch" in done.stderr) == (
+        2,
+        True,
+    )
+    assert cluster.calls() == []
+
+
 @pytest.mark.parametrize(("options", "devices"), [((), (5,)), (["--per-node"], None)])
 def test_a_process_takes_its_gpus(cluster, options, devices):
     """Read by the code that the processes run, with the variables that srun sets."""
@@ -131,6 +176,37 @@ def test_one_tasks_failure_counts_though_the_others_saved(cluster):
     assert cluster.calls("scontrol") == [["requeue", "7"]]
 
 
+ABORTED = "srun: error: n{}: task{}: Aborted (core dumped)\n"
+KILLED = "srun: error: n{}: task{}: Killed\n"
+EXITED = "srun: error: n{}: task{}: Exited with exit code {}\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "messages"),
+    [
+        (137, KILLED.format(2, " 8") + ABORTED.format(1, "s 0-7")),
+        (134, ABORTED.format(1, "s 0-6") + EXITED.format(2, " 7", 75)),
+        (137, EXITED.format(1, "s 0-6", 75) + EXITED.format(2, " 7", 137)),
+    ],
+)
+def test_a_lost_host_goes_back_into_the_queue(cluster, status, messages):
+    """Killed, and the others aborted by JAX or saved: nobody is at fault."""
+    done = in_job(cluster, (status, messages))
+    assert done.returncode == 0, done.stderr
+    assert cluster.calls("scontrol") == [["requeue", "7"]]
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_one_tasks_failure_counts_though_the_others_were_killed(cluster, code):
+    """Those that waited for it are ended by JAX, or after --wait by srun."""
+    others = EXITED.format(1, " 0", 75) + ABORTED.format(1, "s 1-6")
+    messages = others + EXITED.format(2, " 7", code) + KILLED.format(2, " 8")
+    done = in_job(cluster, (137, messages))
+    assert done.returncode == code
+    assert f"a task failed with exit code {code}" in done.stderr
+    assert cluster.calls("scontrol") == []
+
+
 def test_in_the_job_a_dry_run_shows_the_step(cluster):
     done = in_job(cluster, 0, "--dry-run")
     lines = done.stdout.splitlines()
@@ -142,8 +218,10 @@ def test_in_the_job_a_dry_run_shows_the_step(cluster):
 
 
 def test_restarts_have_an_end(cluster):
-    done = in_job(cluster, 75, "--max-restarts=3", SLURM_RESTART_COUNT="3")
-    assert (done.returncode, "--max-restarts is 3" in done.stderr) == (75, True)
+    for status in (75, 134):
+        done = in_job(cluster, status, "--max-restarts=3", SLURM_RESTART_COUNT="3")
+        assert done.returncode == status
+        assert "--max-restarts is 3" in done.stderr
     assert cluster.calls("scontrol") == []
 
 

@@ -66,8 +66,8 @@ def test_dry_run_is_exact_and_touches_nothing(cloud):
         "clap_jax.tar.gz -C clap_jax && cd clap_jax && launch/worker.sh install; fi'"
     )
     again = (
-        "# again while this ends with status 75 (saved), after a preemption with create "
-        "and install first, at most 100 times:"
+        "# again while this ends with status 75 (saved) or is interrupted, after a "
+        "preemption with create and install first, at most 100 times:"
     )
     trained = (
         f"gcloud compute tpus tpu-vm ssh {to_all} '--command=cd clap_jax && "
@@ -145,12 +145,89 @@ def test_a_slice_that_is_gone_before_its_resource_says_so(cloud):
     assert verbs(cloud) == ["ssh run", "delete", "create", "scp", "ssh", "ssh run"]
 
 
+FAILED = (1, "worker-3: the run failed with status 1\n")
+
+
 def test_a_failed_run_is_not_repeated_and_its_slice_is_kept(cloud):
-    cloud.add("gcloud", *READY, ("worker.sh run ", 1))
+    cloud.add("gcloud", *READY, ("worker.sh run ", 1), ("worker.sh result", FAILED))
     done = cloud.run("tpu_vm.sh", "all", *WHO, *QUICK, "--", *RUN)
     assert done.returncode == 1
-    assert verbs(cloud) == ["scp", "ssh", "ssh run"]
+    assert verbs(cloud) == ["scp", "ssh", "ssh run", "ssh"]
     assert "failed with status 1" in done.stderr
+
+
+@pytest.mark.parametrize("answer", [0, 1, 255])
+def test_an_error_of_gcloud_is_not_one_of_the_run(cloud, answer):
+    """It ends with 1 as well; no worker says that the run failed."""
+    cloud.add(
+        "gcloud", *READY, ("worker.sh run ", 1, 1, 0), ("worker.sh result", answer)
+    )
+    done = cloud.run("tpu_vm.sh", "run", *WHO, *QUICK, "--", *RUN)
+    assert done.returncode == 0, done.stderr
+    assert verbs(cloud) == ["ssh run", "ssh", "ssh run", "ssh", "ssh run"]
+
+
+def test_a_failure_counts_though_another_worker_was_killed(cloud):
+    cloud.add("gcloud", *READY, ("worker.sh run ", 137), ("worker.sh result", FAILED))
+    done = cloud.run("tpu_vm.sh", "run", *WHO, *QUICK, "--", *RUN)
+    assert (done.returncode, "failed with status 1" in done.stderr) == (1, True)
+    assert verbs(cloud) == ["ssh run", "ssh"]
+
+
+@pytest.mark.parametrize(
+    ("ended", "answer", "sentence"),
+    [(4, 0, "did not start the run"), (1, 127, "install comes before run")],
+)
+def test_what_would_be_no_better_again_ends(cloud, ended, answer, sentence):
+    cloud.add("gcloud", *READY, ("worker.sh run ", ended), ("worker.sh result", answer))
+    done = cloud.run("tpu_vm.sh", "run", *WHO, *QUICK, "--", *RUN)
+    assert (done.returncode, sentence in done.stderr) == (1, True)
+    assert verbs(cloud).count("ssh run") == 1
+
+
+def test_mounts_are_made_again_before_each_run(cloud):
+    """A machine may have been started anew; where something runs, it was not."""
+    made = cloud.folder / "made"
+    prepare = f"--prepare=echo 'a b' >>'{made}' # mount"
+    cloud.add(
+        *("gcloud", *READY, ("worker.sh run ", 255, 75, 0)),
+        *(("worker.sh result", 0), ("made", "shell")),
+    )
+    done = cloud.run("tpu_vm.sh", "run", *WHO, *QUICK, prepare, "--", *RUN)
+    assert done.returncode == 0, done.stderr
+    assert made.read_text() == "a b\n" * 3
+    assert verbs(cloud) == ["ssh", "ssh run", "ssh", "ssh run", "ssh", "ssh", "ssh run"]
+    made.unlink()
+    worker = cloud.folder / "worker" / "clap_jax" / "launch" / "worker.sh"
+    worker.write_text("#!/bin/sh\n[ $1 = running ]\n")
+    done = cloud.run("tpu_vm.sh", "run", *WHO, *QUICK, prepare, "--", *RUN)
+    assert done.returncode == 0, done.stderr
+    assert not made.exists()
+
+
+def test_all_prepares_once_before_the_first_run(cloud):
+    done = cloud.run("tpu_vm.sh", "all", *WHO, *QUICK, "--prepare=p", "--", *RUN)
+    assert done.returncode == 0, done.stderr
+    assert verbs(cloud) == ["ssh", "scp", "ssh", "ssh run", "delete"]
+
+
+def test_workers_that_cannot_be_made_ready_are_given_up(cloud):
+    """One error may be the network's, three are not."""
+    cloud.add("gcloud", *READY, ("mount", 1))
+    done = cloud.run("tpu_vm.sh", "run", *WHO, *QUICK, "--prepare=mount", "--", *RUN)
+    assert (done.returncode, "failed 3 times, status 1" in done.stderr) == (1, True)
+    assert verbs(cloud) == ["ssh"] * 3
+
+
+def test_what_could_not_be_installed_is_installed_before_the_run(cloud):
+    cloud.add(
+        "gcloud",
+        (LIST, "SUSPENDED\n", "", "ACTIVE\n"),
+        *(READY[1], ("worker.sh run ", 255, 0), (" scp ", 1, 0)),
+    )
+    done = cloud.run("tpu_vm.sh", "run", *WHO, *QUICK, "--", *RUN)
+    assert done.returncode == 0, done.stderr
+    assert verbs(cloud) == ["ssh run", "create", "scp", "scp", "ssh", "ssh run"]
 
 
 def test_a_lost_connection_joins_again(cloud):
@@ -175,7 +252,7 @@ def test_restarts_have_an_end(cloud):
 
 def test_one_workers_failure_counts_though_the_others_saved(cloud):
     """gcloud ends with the status of the first worker that did not end with 0."""
-    cloud.add("gcloud", *READY, ("worker.sh run ", 75), ("worker.sh result", 1))
+    cloud.add("gcloud", *READY, ("worker.sh run ", 75), ("worker.sh result", FAILED))
     done = cloud.run("tpu_vm.sh", "run", *WHO, *QUICK, "--", *RUN)
     assert (done.returncode, "failed with status 1" in done.stderr) == (1, True)
     assert verbs(cloud) == ["ssh run", "ssh"]
@@ -256,6 +333,25 @@ def test_create_gives_up_after_its_time(cloud):
     cloud.add("gcloud", (LIST, "WAITING_FOR_RESOURCES\n"))
     options = (*WHO, *QUICK, "--timeout-seconds=0")
     done = cloud.run("tpu_vm.sh", "create", *options)
+    assert (done.returncode, "not active after 0 s" in done.stderr) == (1, True)
+
+
+def test_one_question_without_an_answer_does_not_end_the_waiting(cloud):
+    waiting = "WAITING_FOR_RESOURCES\n"
+    cloud.add("gcloud", (LIST, waiting, 1, waiting, 1, "ACTIVE\n"), READY[1])
+    done = cloud.run("tpu_vm.sh", "create", *WHO, *QUICK)
+    assert (done.returncode, "clap is unknown" in done.stderr) == (0, True)
+    # Nor that of `delete`; and nothing is created meanwhile.
+    cloud.forget()
+    lost = ("SUSPENDED\n", 1, "SUSPENDED\n", "SUSPENDED\n", "", "ACTIVE\n")
+    cloud.add("gcloud", (LIST, *lost), READY[1])
+    assert cloud.run("tpu_vm.sh", "create", *WHO, *QUICK).returncode == 0
+    assert verbs(cloud) == ["delete", "create"]
+    # Not for ever.
+    cloud.forget()
+    cloud.add("gcloud", (LIST, waiting, 1))
+    options = (*QUICK, "--timeout-seconds=0")
+    done = cloud.run("tpu_vm.sh", "create", *WHO, *options)
     assert (done.returncode, "not active after 0 s" in done.stderr) == (1, True)
 
 
