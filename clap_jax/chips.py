@@ -8,7 +8,7 @@ NVIDIA's data sheets. A row describes one device as jax counts them.
 
 from typing import NamedTuple
 
-GB, GIB = 1e9, 2**30
+GB, GIB, MIB = 1e9, 2**30, 2**20
 
 
 class Chip(NamedTuple):
@@ -35,7 +35,7 @@ def _tpu(
     name: str, tflops: float, hbm_gib: float, usable_gib: float, hbm_gb_s: float,
     link_gb_s: float,
 ) -> Chip:  # fmt: skip
-    """usable_gib is the limit that libtpu's compiler names when a program is too big."""
+    """usable_gib: the limit that libtpu's compiler names when a program is too big."""
     return Chip(
         name,
         bf16_flops=tflops * 1e12,
@@ -48,17 +48,18 @@ def _tpu(
 
 
 def _gpu(
-    name: str, tflops: float, float32_tflops: float, hbm_gb: float, hbm_gb_s: float,
+    name: str, tflops: float, float32_tflops: float, hbm_mib: float, hbm_gb_s: float,
     link_gb_s: float,
 ) -> Chip:  # fmt: skip
-    """Of a GPU's memory, jax takes 75 % unless XLA_PYTHON_CLIENT_MEM_FRACTION says
-    otherwise; launch/gpu.sh raises that to 92 %."""
+    """hbm_mib: what nvidia-smi says, not quite the gigabytes of the name. Of it jax
+    takes 75 % unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise; launch/gpu.sh
+    raises that to 92 %."""
     return Chip(
         name,
         bf16_flops=tflops * 1e12,
         float32_flops=float32_tflops * 1e12,
-        hbm_bytes=hbm_gb * GB,
-        usable_bytes=0.92 * hbm_gb * GB,
+        hbm_bytes=hbm_mib * MIB,
+        usable_bytes=0.92 * hbm_mib * MIB,
         hbm_bytes_per_s=hbm_gb_s * GB,
         link_bytes_per_s=link_gb_s * GB,
     )
@@ -81,31 +82,34 @@ CHIPS: dict[str, Chip] = {
     "TPU7x": _tpu("TPU7x, one of two cores", 1153.5, 96, 94.75, 3690, 300),
     # "NVIDIA A100 Tensor Core GPU" data sheet, SXM: 312 TFLOPS, FP32 19.5; 40 GB at
     # 1555 GB/s or 80 GB at 2039 GB/s; NVLink 600 GB/s.
-    "NVIDIA A100-SXM4-40GB": _gpu("A100 40 GB", 312, 19.5, 40, 1555, 300),
-    "NVIDIA A100-SXM4-80GB": _gpu("A100 80 GB", 312, 19.5, 80, 2039, 300),
+    "NVIDIA A100-SXM4-40GB": _gpu("A100 40 GB", 312, 19.5, 40960, 1555, 300),
+    "NVIDIA A100-SXM4-80GB": _gpu("A100 80 GB", 312, 19.5, 81920, 2039, 300),
+    # The same, PCIe: 80 GB at 1935 GB/s; PCIe Gen4, 64 GB/s. (Here and below, cards
+    # are given PCIe's rate: NVLink bridges join only two or four of them.)
+    "NVIDIA A100-PCIE-40GB": _gpu("A100 40 GB PCIe", 312, 19.5, 40960, 1555, 32),
+    "NVIDIA A100 80GB PCIe": _gpu("A100 80 GB PCIe", 312, 19.5, 81920, 1935, 32),
     # "NVIDIA H100 Tensor Core GPU" data sheet, SXM: 1979 TFLOPS with sparsity, FP32 67,
-    # 80 GB at 3.35 TB/s, NVLink 900 GB/s.
-    "NVIDIA H100 80GB HBM3": _gpu("H100 SXM", 989.5, 67, 80, 3350, 450),
-    # "NVIDIA H200 Tensor Core GPU" data sheet, SXM: as H100, 141 GB at 4.8 TB/s.
-    "NVIDIA H200": _gpu("H200 SXM", 989.5, 67, 141, 4800, 450),
+    # 80 GB at 3.35 TB/s, NVLink 900 GB/s; PCIe: 1513 TFLOPS with sparsity, FP32 51, 80
+    # GB at 2 TB/s, PCIe Gen5, 128 GB/s.
+    "NVIDIA H100 80GB HBM3": _gpu("H100 SXM", 989.5, 67, 81559, 3350, 450),
+    "NVIDIA H100 PCIe": _gpu("H100 PCIe", 756.5, 51, 81559, 2000, 64),
+    # "NVIDIA H200 Tensor Core GPU" data sheet, SXM: as H100, 141 GB at 4.8 TB/s; NVL:
+    # 1671 TFLOPS with sparsity, FP32 60, the same memory, PCIe Gen5, 128 GB/s.
+    "NVIDIA H200": _gpu("H200 SXM", 989.5, 67, 143771, 4800, 450),
+    "NVIDIA H200 NVL": _gpu("H200 NVL", 835.5, 60, 143771, 4800, 64),
     # "NVIDIA L4 Tensor Core GPU" data sheet: 242 TFLOPS with sparsity, FP32 30.3, 24 GB
     # at 300 GB/s, PCIe Gen4 x16, 64 GB/s.
-    "NVIDIA L4": _gpu("L4", 121, 30.3, 24, 300, 32),
+    "NVIDIA L4": _gpu("L4", 121, 30.3, 23034, 300, 32),
     # "NVIDIA DGX B200" data sheet, an eighth of its GPUs: 36 PFLOPS with sparsity, 1440
     # GB at 64 TB/s, NVLink 14.4 TB/s; FP32 75 ("NVIDIA Blackwell" architecture brief).
-    "NVIDIA B200": _gpu("B200", 2250, 75, 180, 8000, 900),
+    "NVIDIA B200": _gpu("B200", 2250, 75, 183359, 8000, 900),
 }  # fmt: skip
 
 
 def find(device_kind: str) -> Chip | None:
     """The chip that jax calls `device_kind`, or None if the table does not have it.
 
-    GPUs are also found by the longest beginning that matches, since makers of boards
-    append to their names ("NVIDIA H200 NVL").
+    By the whole name: what goes on after a known one ("NVIDIA H200 NVL", "... MIG
+    1g.18gb") is another card, or a slice of one, with other rates.
     """
-    if device_kind in CHIPS:
-        return CHIPS[device_kind]
-    if not device_kind.startswith("NVIDIA"):
-        return None
-    begun = [kind for kind in CHIPS if device_kind.startswith(kind + " ")]
-    return CHIPS[max(begun, key=len)] if begun else None
+    return CHIPS.get(device_kind)

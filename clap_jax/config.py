@@ -12,7 +12,7 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ def default() -> ConfigDict:
     # What matches and is not there, or has another shape, is an error.
     config.init_pattern = ".*"
     # Compute dtype of the towers: float32 | bfloat16. Parameters, norms, losses and
-    # mels are always float32.
+    # mels are always float32; gradients of bfloat16 products are summed over devices in
+    # bfloat16.
     config.precision = "float32"
     # Activations recomputed in the backward pass: none | dots (all but the results of
     # weight matrices) | blocks (all but the inputs of blocks). Less memory, more work.
@@ -57,8 +58,8 @@ def default() -> ConfigDict:
     # Devices that also shard parameters, their averages and optimizer state.
     config.mesh.fsdp = 1
     # [regex, axis] over parameter paths, first match wins: which axis is split over
-    # `fsdp` (0, 1, ...; -1 is the last), "none" (replicated) or "auto" (the longest that
-    # divides; small ones stay whole). What no rule matches is "auto".
+    # `fsdp` (0, 1, ...; -1 is the last), "none" (replicated) or "auto" (the longest
+    # that divides; small ones stay whole). What no rule matches is "auto".
     config.mesh.rules = ()
     # Seconds after which a silent host counts as dead, and all others end.
     config.mesh.heartbeat_seconds = 20
@@ -186,8 +187,10 @@ def default() -> ConfigDict:
     # Beside metrics.jsonl, which is always written.
     config.writer.tensorboard = False
     config.writer.wandb_project = ""
-    # A trace of so many steps (0: none) for TensorBoard's profiler, in workdir/profile.
+    # A trace of so many steps (0: none) for TensorBoard's profiler, in workdir/profile
+    # (of several processes each has a folder there).
     config.profile = ConfigDict()
+    # Steps before it, counted from where this run (re)started, not from step 0.
     config.profile.first_step = 10
     config.profile.steps = 0
     return lock(config)
@@ -295,6 +298,42 @@ def total_steps(config: ConfigDict, examples: int) -> int:
             f"{config.data.source}): set train.total_steps"
         )
     return math.ceil(epochs * examples / config.train.batch_size)
+
+
+# What numbers may be, where nothing else would say so before a run has been wasted.
+_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "mesh.heartbeat_seconds": (lambda x: x >= 1, "1 or more"),
+    "train.total_steps": (lambda x: x >= 0, "0 or more"),
+    "train.total_epochs": (lambda x: x >= 0, "0 or more"),
+    "train.log_steps": (lambda x: x >= 0, "0 (never) or more"),
+    "train.ema_decay": (lambda x: 0 <= x < 1, "0 (off) to less than 1"),
+    "optim.learning_rate": (lambda x: x >= 0, "0 or more"),
+    "optim.beta1": (lambda x: 0 <= x < 1, "0 to less than 1"),
+    "optim.beta2": (lambda x: 0 <= x < 1, "0 to less than 1"),
+    "optim.epsilon": (lambda x: x >= 0, "0 or more"),
+    "optim.weight_decay": (lambda x: x >= 0, "0 or more"),
+    "optim.warmup_steps": (lambda x: x >= 0, "0 or more"),
+    "optim.warmup_percent": (lambda x: 0 <= x <= 100, "0 to 100"),
+    "optim.clip_norm": (lambda x: x >= 0, "0 (no clipping) or more"),
+    "data.vocab_size": (lambda x: x >= 1, "1 or more"),
+    "checkpoint.every_steps": (lambda x: x >= 0, "0 (only at the end) or more"),
+    "checkpoint.keep": (lambda x: x >= 1, "1 or more"),
+    "profile.first_step": (lambda x: x >= 0, "0 or more"),
+    "profile.steps": (lambda x: x >= 0, "0 (no trace) or more"),
+}
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Raise one ConfigError for all numbers that cannot be, with what they may be."""
+    problems = []
+    for key, (test, expected) in _NUMBERS.items():
+        section, name = key.split(".")
+        value = config[section][name]
+        is_number = isinstance(value, int | float) and math.isfinite(value)
+        if not is_number or not test(value):
+            problems.append(f"{key} is {value}, expected {expected}")
+    if problems:
+        raise ConfigError("; ".join(problems))
 
 
 def warmup_steps(config: ConfigDict, total: int) -> int:

@@ -5,7 +5,7 @@ Each engine sets environment variables of its own (or answers on a metadata serv
 outright, and fill in what an engine does not tell (the names after the first are those
 that other launchers of JAX set):
 
-    CLAP_JAX_COORDINATOR     JAX_COORDINATOR_ADDRESS             host[:port] of process 0
+    CLAP_JAX_COORDINATOR     JAX_COORDINATOR_ADDRESS            host[:port] of process 0
     CLAP_JAX_PROCESS_COUNT   JAX_NUM_PROCESSES, JAX_PROCESS_COUNT
     CLAP_JAX_PROCESS_INDEX   JAX_PROCESS_ID
     JAX_COORDINATOR_PORT     where the port is not part of the address

@@ -2,8 +2,8 @@
 
 `start` comes before the first use of a device. From then on JAX's coordination service,
 which runs in process 0, watches every process: one that falls silent, or whose machine
-does, ends all others. `Preemption` tells a run to save and end, on all hosts at the same
-point. A process that is alone needs none of this, and gets none.
+does, ends all others. `Preemption` tells a run to save and end, on all hosts at the
+same point. A process that is alone needs none of this, and gets none.
 """
 
 import atexit
@@ -32,10 +32,10 @@ from clap_jax import remote
 from clap_jax.engines import HostsError, Job, detect
 
 EXIT_RESTART = 75
-"""Exit status that asks for the same command again: the run saved because it was told to
-end (SIGTERM), or it lost contact with the other processes, or never had any. sysexits.h
-calls it a temporary failure. A process that JAX aborts, since another one is dead, ends
-by SIGABRT (134 in a shell), which asks for the same."""
+"""Exit status that asks for the same command again: the run saved because it was told
+to end (SIGTERM), or it lost contact with the other processes, or never had any.
+sysexits.h calls it a temporary failure. A process that JAX aborts, since another one is
+dead, ends by SIGABRT (134 in a shell), which asks for the same."""
 
 # How long processes wait for each other at the start.
 START_SECONDS = 300
@@ -101,7 +101,7 @@ def start(heartbeat_seconds: float) -> Job | None:
 
 
 def metadata(key: str) -> str | None:
-    """An attribute of this Google Cloud machine; None where it has no such attribute."""
+    """An attribute of this Google Cloud machine; None where it has no such one."""
     server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
     url = f"http://{server}/computeMetadata/v1/instance/attributes/{key}"
     request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
@@ -168,9 +168,9 @@ def _wait_for_coordinator(job: Job, deadline: float) -> None:
             "JAX_COORDINATOR_PORT to the same free port on all hosts"
         )
     raise Unreached(
-        f"{_place(job)} did not reach the coordinator {job.coordinator} in {_start_seconds():g} s "
-        f"({problem}): see that process 0 was started, and that hosts may connect to "
-        "each other on that port"
+        f"{_place(job)} did not reach the coordinator {job.coordinator} in "
+        f"{_start_seconds():g} s ({problem}): see that process 0 was started, and "
+        "that hosts may connect to each other on that port"
     )
 
 
@@ -180,9 +180,9 @@ def _place(job: Job) -> str:
 
 def _nobody_came(job: Job) -> str:
     return (
-        f"{_place(job)} waited {_start_seconds():g} s at {job.coordinator}, and not all "
-        f"{job.process_count} processes came: see that each was started, with numbers "
-        f"0 to {job.process_count - 1}, and what their logs say"
+        f"{_place(job)} waited {_start_seconds():g} s at {job.coordinator}, and not "
+        f"all {job.process_count} processes came: see that each was started, with "
+        f"numbers 0 to {job.process_count - 1}, and what their logs say"
     )
 
 
@@ -221,9 +221,9 @@ class _LastWords:
     @classmethod
     def begin(cls, job: Job) -> None:
         message = (
-            f"error: {_place(job)} was ended: it was killed, or another process of the job "
-            "died or could not be reached any more (the lines above, or that process's "
-            f"own log, say which). {_GO_ON}"
+            f"error: {_place(job)} was ended: it was killed, or another process of the "
+            "job died or could not be reached any more (the lines above, or that "
+            f"process's own log, say which). {_GO_ON}"
         )
         script = 'trap "" TERM INT HUP; read -r _ || printf "%s\\n" "$1" >&2'
         cls._shell = subprocess.Popen(
@@ -249,7 +249,7 @@ def alone() -> bool:
 
 
 def again(error: BaseException) -> str:
-    """A sentence for an error that is another process's, a network's or a store's fault.
+    """A sentence for an error that is another process's, network's or store's fault.
 
     "" where the error is of another kind; else the same command is worth another try.
     """
@@ -271,8 +271,9 @@ def again(error: BaseException) -> str:
         return ""
     text = found[0]
     return (
-        f"{_place(_LastWords.job)} lost contact with another process, which has died or cannot be reached any more; that "
-        f"process's own log says why ({text.splitlines()[0][:300]}). {_GO_ON}"
+        f"{_place(_LastWords.job)} lost contact with another process, which has died "
+        "or cannot be reached any more; that process's own log says why "
+        f"({text.splitlines()[0][:300]}). {_GO_ON}"
     )
 
 

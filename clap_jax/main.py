@@ -51,7 +51,8 @@ flags.DEFINE_integer(
 flags.DEFINE_bool(
     "search",
     True,
-    "With --mode=plan: compile other batch sizes too, to find the largest that fits.",
+    "With --mode=plan: compile other batch sizes too, to find the largest that fits. "
+    "--nosearch also compiles at most 8 changes of a step that does not fit (else 16).",
 )
 
 
@@ -69,7 +70,8 @@ def main(arguments: list[str]) -> None:
     # Imported here so that --help is quick and shows these flags alone.
     import jax
 
-    if jax.config.jax_num_cpu_devices > 1:
+    flags_of_xla = os.environ.get("XLA_FLAGS", "")
+    if has_virtual_devices(jax.config.jax_num_cpu_devices, flags_of_xla):
         # Virtual devices share the cores: two steps in flight would wait for each
         # other's threads in their collectives, for ever.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -97,13 +99,21 @@ def main(arguments: list[str]) -> None:
     except (Exception, KeyboardInterrupt) as error:
         # Another host has died, or this one fails alone: it waits for nobody.
         again = hosts.again(error)
-        if again or isinstance(error, (*expected, hosts.HostsError)):
-            tell(error, again)
+        sentence = again or out_of_memory(error)
+        if sentence or isinstance(error, (*expected, hosts.HostsError)):
+            tell(error, sentence)
         elif hosts.alone():
             raise
         else:
             traceback.print_exc()
         hosts.leave(hosts.EXIT_RESTART if again else 1)
+
+
+def has_virtual_devices(number: int, xla_flags: str) -> bool:
+    """Whether one CPU is to be several devices, in either of the two ways to say so."""
+    flag = "xla_force_host_platform_device_count"
+    asked = re.findall(rf"--{flag}=(\d+)", xla_flags)
+    return max(number, *map(int, asked), 0) > 1
 
 
 def plan(config: ConfigDict, workdir: Path) -> None:
@@ -137,6 +147,24 @@ def tell(error: BaseException, sentence: str) -> None:
         traceback.print_exc()
     hint = "(CLAP_JAX_TRACEBACK=1 shows where)"
     print(f"error: {sentence or error}\n{hint}", file=sys.stderr)
+
+
+def out_of_memory(error: BaseException) -> str:
+    """A sentence for a device whose memory is too small; "" for any other error."""
+    from jax.errors import JaxRuntimeError
+
+    cause: BaseException | None = error
+    while cause is not None:
+        text = str(cause)
+        if isinstance(cause, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:
+            return (
+                f"a device is out of memory ({text.splitlines()[0][:300]}). "
+                "--mode=plan --topology=local says what a step needs, and what helps: "
+                "more parts of a batch (--config.train.accumulate), "
+                "--config.remat=blocks, a smaller --config.train.batch_size"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return ""
 
 
 def parse_flags(arguments: list[str]) -> list[str]:

@@ -121,13 +121,27 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def check_pattern(pattern: Any, what: str) -> None:
+    """Raise ValueError where `what`, a key of the config, has no regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"{what}: {pattern!r} is no regular expression ({error})"
+        ) from None
+
+
 def match(rules: Sequence[tuple[str, Any]], tree: Any, what: str) -> Any:
     """The value of the first rule whose regex matches each leaf's path, as a tree.
 
     The one mechanism for freezing, rate multipliers, decay and partial loading. A
     rule's regex must match the whole path. Raises ValueError listing leaves that no
-    rule covers, and rules that cover no leaf.
+    rule covers, and rules that cover no leaf, and for what is no rule.
     """
+    for rule in rules:
+        if not isinstance(rule, list | tuple) or len(rule) != 2:
+            raise ValueError(f"{what}: {rule!r} is no rule, expected [regex, value]")
+        check_pattern(rule[0], what)
     used, uncovered = set(), []
 
     def value(path: str, leaf: Any) -> Any:

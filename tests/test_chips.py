@@ -31,7 +31,8 @@ def test_figures_of_the_data_sheets():
     assert v5e.usable_bytes == 15.75 * 2**30
     assert chips.find("TPU v5").link_bytes_per_s == 4800e9 / 8
     assert chips.find("TPU v6 lite").bf16_flops == 918e12
-    assert chips.find("NVIDIA H200").hbm_bytes == 141e9
+    assert chips.find("NVIDIA H200").hbm_bytes == 143_771 * 2**20
+    assert chips.find("NVIDIA H200 NVL").bf16_flops == 1671e12 / 2
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,8 @@ def test_figures_of_the_data_sheets():
     [
         ("TPU v5", "TPU v5p"),
         ("TPU v5 lite", "TPU v5e"),
-        ("NVIDIA H200 NVL", "H200 SXM"),
+        ("NVIDIA H200", "H200 SXM"),
+        ("NVIDIA H200 NVL", "H200 NVL"),
         ("NVIDIA L4", "L4"),
     ],
 )
@@ -47,7 +49,10 @@ def test_a_chip_is_found_by_its_kind(kind, name):
     assert chips.find(kind).name == name
 
 
-@pytest.mark.parametrize("kind", ["cpu", "TPU v9", "NVIDIA L40S", "", "TPU v5 lit"])
+@pytest.mark.parametrize(
+    "kind",
+    ["cpu", "TPU v9", "NVIDIA L40S", "", "TPU v5 lit", "NVIDIA H200 MIG 1g.18gb"],
+)
 def test_what_is_not_in_the_table_is_none(kind):
     assert chips.find(kind) is None
 

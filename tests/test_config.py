@@ -122,3 +122,37 @@ def test_write_text_is_atomic(tmp_path):
     config_lib.write_text(path, "two")
     assert path.read_text() == "two"
     assert [p.name for p in path.parent.iterdir()] == ["spec.json"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("train.ema_decay", 1.5, "0 (off) to less than 1"),
+        ("train.ema_decay", -0.5, "0 (off) to less than 1"),
+        ("train.log_steps", -1, "0 (never) or more"),
+        ("checkpoint.every_steps", -1, "0 (only at the end) or more"),
+        ("checkpoint.keep", 0, "1 or more"),
+        ("optim.warmup_percent", 200.0, "0 to 100"),
+        ("optim.clip_norm", -1.0, "0 (no clipping) or more"),
+        ("optim.learning_rate", float("nan"), "0 or more"),
+        ("profile.first_step", -3, "0 or more"),
+        ("mesh.heartbeat_seconds", 0, "1 or more"),
+        ("data.vocab_size", None, "1 or more"),
+    ],
+)
+def test_a_number_that_cannot_be(key, value, expected):
+    config = config_lib.default()
+    config_lib.check_numbers(config)
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(config_lib.ConfigError) as caught:
+        config_lib.check_numbers(config)
+    assert str(caught.value) == f"{key} is {value}, expected {expected}"
+
+
+def test_all_numbers_that_cannot_be_are_told_at_once():
+    config = config_lib.default()
+    config.checkpoint.keep = 0
+    config.optim.clip_norm = -1.0
+    message = "optim.clip_norm is -1.0, .* more; checkpoint.keep is 0, expected 1"
+    with pytest.raises(config_lib.ConfigError, match=message):
+        config_lib.check_numbers(config)

@@ -66,6 +66,16 @@ def test_a_process_without_a_tpu_asks_no_metadata_server(monkeypatch):
     assert hosts.start(20) is None
 
 
+def test_no_word_on_platforms_may_be_a_tpu(monkeypatch):
+    monkeypatch.delenv("GCE_METADATA_IP", raising=False)
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    for platforms, expected in (("", True), ("tpu,cpu", True), ("cpu", False)):
+        monkeypatch.setenv("JAX_PLATFORMS", platforms)
+        assert hosts._on_cloud_tpu() is expected
+    monkeypatch.delenv("JAX_PLATFORMS")
+    assert hosts._on_cloud_tpu()
+
+
 def test_a_process_alone_starts_nothing():
     assert hosts.start(20) is None
     assert hosts.alone()

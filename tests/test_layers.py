@@ -19,8 +19,8 @@ ROWS = [
         "hub",
         "hosts",
         "engines",
-    }
-    | {"remote"},
+        "remote",
+    },
     {"audio", "text"},
     {"models", "losses", "pipeline"},
     {"evals", "convert"},

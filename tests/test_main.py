@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
-from clap_jax.main import default_workdir
+from clap_jax.main import default_workdir, has_virtual_devices, out_of_memory
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -102,3 +103,58 @@ def test_stray_arguments_are_refused(tmp_path):
 )
 def test_each_experiment_has_its_own_default_workdir(config, expected):
     assert default_workdir(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "xla_flags", "expected"),
+    [
+        (-1, "", False),
+        (1, "--xla_cpu_use_thunk_runtime=true", False),
+        (8, "", True),
+        (-1, "--a=b --xla_force_host_platform_device_count=4 --c=8", True),
+        (-1, "--xla_force_host_platform_device_count=1", False),
+    ],
+)
+def test_virtual_devices_are_noticed(number, xla_flags, expected):
+    assert has_virtual_devices(number, xla_flags) is expected
+
+
+def test_a_full_device_is_a_sentence():
+    full = jax.errors.JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12 bytes.\nlines"
+    )
+    wrapped = RuntimeError("in a step")
+    wrapped.__cause__ = full
+    for error in (full, wrapped):
+        sentence = out_of_memory(error)
+        assert "a device is out of memory (RESOURCE_EXHAUSTED: Out of" in sentence
+        assert "--mode=plan --topology=local" in sentence
+        assert "train.accumulate" in sentence and "remat" in sentence
+        assert "lines" not in sentence
+    assert out_of_memory(jax.errors.JaxRuntimeError("INTERNAL: x")) == ""
+    assert out_of_memory(ValueError("RESOURCE_EXHAUSTED")) == ""
+
+
+def test_a_full_device_ends_the_run_with_a_sentence(tmp_path):
+    code = (
+        "import sys, jax\n"
+        "from clap_jax import main\n"
+        "from clap_jax.train import loop\n"
+        "def train(config, workdir):\n"
+        "    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')\n"
+        "loop.train = train\n"
+        "main.entry()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--config=configs/quickstart.py:smoke"]
+        + [f"--workdir={tmp_path}"],
+        capture_output=True,
+        check=False,
+        text=True,
+        cwd=REPOSITORY,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "error: a device is out of memory" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -56,6 +56,20 @@ def test_a_rule_that_matches_nothing_is_an_error():
         sharding.match([("adio/.*", 0.5), (".*", 1.0)], TREE, "lr")
 
 
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (("(", 0), r"lr: '\(' is no regular expression \("),
+        ((7, 0), r"lr: 7 is no regular expression"),
+        (("audio/.*",), r"lr: \('audio/\.\*',\) is no rule, expected \[regex, value\]"),
+        ("audio/.*", r"lr: 'audio/\.\*' is no rule"),
+    ],
+)
+def test_what_is_no_rule_is_a_sentence(rule, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.match([rule, (".*", 1.0)], TREE, "lr")
+
+
 def test_paths_of_dicts_lists_and_tuples():
     paths = []
     sharding.map_with_path(lambda path, _: paths.append(path), {"a": [1, (2, 3)]})

@@ -31,8 +31,8 @@ KINDS = (
     "collective-broadcast",
 )
 
-# Where in the step a collective stands (its op_name) -> what it is for; first match wins.
-# Towers have names there; what is differentiated outside of them is the loss.
+# Where in the step a collective stands (its op_name) -> what it is for; the first match
+# wins. Towers have names there; what is differentiated outside of them is the loss.
 _PURPOSES = (
     ("batch norm", r"^(?!.*transpose\().*/(bn\d*|batch_?norm\w*)(/|$)"),
     ("loss", r"shard_map|jvp\((jit\((log_softmax|logsumexp)\)|ae,te->at)?\)"),
@@ -231,7 +231,8 @@ def first_group(instruction: Instruction, chips: int) -> tuple[int, ...]:
     if pairs:
         return _longest_chain(re.findall(r"(\d+),(\d+)", pairs[1]))
     mesh = re.search(
-        r"replica_groups=@?mesh\w*\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+        r"replica_groups=@?mesh\w*\[(.*?)\]"
+        r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
         r" *\{('.*?)\}",
         text,
     )
@@ -291,7 +292,7 @@ def _longest_chain(pairs: Iterable[tuple[str, str]]) -> tuple[int, ...]:
 
 
 def table(found: Iterable[Collective]) -> list[dict]:
-    """Rows by kind, purpose, group and type: counts and bytes of a chip, largest first."""
+    """Rows by kind, purpose, group and type: counts, bytes of a chip; largest first."""
     sums: dict[tuple, list[float]] = {}
     for one in found:
         row = sums.setdefault((one.kind, one.purpose, one.group, one.dtype), [0.0] * 3)

@@ -205,12 +205,12 @@ def _unwritten(experiment: Experiment, step: int, due: list[str]) -> list[str]:
 def _told_to_end(step: int, total_steps: int, workdir: Path) -> str:
     if step == 0:
         return (
-            f"told to end (SIGTERM) before the first of {total_steps} steps: nothing to "
-            f"save in {workdir}. The same command begins again"
+            f"told to end (SIGTERM) before the first of {total_steps} steps: nothing "
+            f"to save in {workdir}. The same command begins again"
         )
     return (
-        f"told to end (SIGTERM): step {step} of {total_steps} is saved in {workdir}. The "
-        "same command goes on from there"
+        f"told to end (SIGTERM): step {step} of {total_steps} is saved in {workdir}. "
+        "The same command goes on from there"
     )
 
 

@@ -65,7 +65,7 @@ def make_optimizer(
 def _factors(optim: ConfigDict, key: str, params: Any) -> Any:
     """The factor of every parameter, by the rules of `optim.<key>`."""
     factors = sharding.match(list(optim[key]), params, f"optim.{key}")
-    for factor in jax.tree.leaves(factors):
+    for _, factor in optim[key]:
         if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
             raise config_lib.ConfigError(
                 f"optim.{key}: {factor!r} is no factor, expected a number, 0 or more"

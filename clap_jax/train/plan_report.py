@@ -27,7 +27,8 @@ def run(
 ) -> dict[str, Any]:
     """`--mode=plan`: compile, print, and write `workdir/plan.json`.
 
-    search: also look for the largest batch that fits. command: kept in the file.
+    search: also look for the largest batch that fits, and longer for what helps a step
+    that does not fit. command: kept in the file.
     Raises ValueError and ImportError in sentences.
     """
     began = time.perf_counter()
@@ -37,8 +38,9 @@ def run(
     described: dict[str, Any] = {"command": command, "versions": plan.versions()}
     described |= plan.describe(made, found)
     if made.fits is False:
+        most = plan_search.MOST_CHANGES if search else plan_search.FEW_CHANGES
         described["what_helps"] = plan_search.what_helps(
-            made, config, found, compile_for
+            made, config, found, compile_for, most
         )
     if search and made.fits is not None:
         described["search"] = plan_search.largest_batch(
@@ -138,7 +140,7 @@ def _work(described: dict[str, Any]) -> list[str]:
 def _collectives(described: dict[str, Any]) -> list[str]:
     found = described["collectives_per_chip"]
     rows = [
-        ("collectives of a step", "for", "chips", "type", "count", "put in", "chip sends")
+        ("collectives of a step", "for", "chips", "type", "count", "put in", "sent")
     ]
     rows += [
         (
@@ -200,6 +202,10 @@ def _what_helps(found: dict[str, Any]) -> list[str]:
         if best
         else ("None of these fits: use a smaller train.batch_size or more chips.")
     )
+    if found["stopped"]:
+        advice += (
+            f" (Stopped after {len(found['tried'])} changes; more could be tried.)"
+        )
     return [*columns(rows), advice]
 
 

@@ -4,11 +4,12 @@ Nothing here is a rule of thumb: what is called fitting was compiled and fits.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from clap_jax import config as config_lib
 from clap_jax.train import plan
 from clap_jax.train import step as step_lib
 from clap_jax.train.plan import Compile, Compiled
@@ -16,16 +17,32 @@ from clap_jax.train.topology import Topology
 
 # The search ends after so many programs, with what it knows by then.
 MOST_COMPILES = 8
+# What helps is sought with at most so many programs, and so many with --nosearch.
+MOST_CHANGES, FEW_CHANGES = 16, 8
 # Sizes are multiples of so many clips a chip, once there are more than that.
 CLIPS = 8
 
 
 class Sizes(NamedTuple):
-    """What is known of batch sizes: those that were compiled, with their bytes."""
+    """What is known of batch sizes: those that were compiled.
 
-    needed: dict[int, float]
-    fitting: int  # the largest that fits, 0: none was found
-    too_big: int  # the smallest that does not, 0: none was found
+    Memory need not grow with the batch (loss.impl=auto is decided by it), so that a
+    size may fit above one that does not.
+    """
+
+    needed: dict[int, float]  # bytes
+    fits: dict[int, bool]
+
+    @property
+    def fitting(self) -> int:
+        """The largest that fits, 0: none was found."""
+        return max((size for size, fits in self.fits.items() if fits), default=0)
+
+    @property
+    def too_big(self) -> int:
+        """The smallest above it that does not fit, 0: none was found."""
+        above = (n for n, fits in self.fits.items() if not fits and n > self.fitting)
+        return min(above, default=0)
 
     def describe(self, step: int) -> dict[str, Any]:
         return {
@@ -37,7 +54,7 @@ class Sizes(NamedTuple):
                 {
                     "batch": size,
                     "peak_bytes": needed if math.isfinite(needed) else None,
-                    "fits": size <= self.fitting,
+                    "fits": self.fits[size],
                 }
                 for size, needed in sorted(self.needed.items())
             ],
@@ -55,16 +72,10 @@ def largest_batch(
     """
     unit = made.experiment.mesh.size * config.train.accumulate
     unit = math.lcm(unit, topology.hosts)
-    sizes = Sizes({}, 0, 0)
+    sizes = Sizes({}, {})
 
     def add(size: int, found: Compiled) -> None:
-        nonlocal sizes
-        sizes.needed[size] = found.memory.needed
-        if found.fits:
-            sizes = sizes._replace(fitting=max(sizes.fitting, size))
-        else:
-            smaller = min(sizes.too_big or size, size)
-            sizes = sizes._replace(too_big=smaller)
+        sizes.needed[size], sizes.fits[size] = found.memory.needed, bool(found.fits)
 
     add(config.train.batch_size, made)
     while len(sizes.needed) < MOST_COMPILES:
@@ -126,6 +137,13 @@ class Knob(NamedTuple):
     def fits(self) -> bool:
         return self.made is not None and bool(self.made.fits)
 
+    def helps(self, before: Compiled) -> bool:
+        """Whether it saves memory, or may: what does not fit can be of unknown size."""
+        if self.made is None:
+            return False
+        needed = self.made.memory.needed
+        return not math.isfinite(needed) or needed < before.memory.needed
+
 
 def knobs(config: ConfigDict, devices: int, impl: str) -> Iterator[dict[str, Any]]:
     """Changes that may lower the memory, one at a time, that the config allows.
@@ -154,32 +172,48 @@ def accumulations(config: ConfigDict, devices: int) -> list[int]:
     return [now * by for by in (2, 4, 8) if rows % (now * by) == 0]
 
 
-def combined(config: ConfigDict, devices: int) -> Iterator[dict[str, Any]]:
-    """What is left when no single change is enough, least costly first."""
-    smaller = {"precision": "bfloat16"} if config.precision == "float32" else {}
-    if smaller:
-        yield smaller | {"remat": "blocks"}
-    for parts in accumulations(config, devices):
-        yield smaller | {"remat": "blocks", "train.accumulate": parts}
-    most = accumulations(config, devices)[-1:] or [config.train.accumulate]
+def combined(
+    config: ConfigDict, devices: int, useless: Container[str]
+) -> Iterator[dict[str, Any]]:
+    """What is left when no single change is enough, least costly first.
+
+    useless: single changes, as flags, that save nothing by themselves or cannot be.
+    """
+    turned = {"precision": "bfloat16", "remat": "blocks"}
+    base = {
+        key: value
+        for key, value in turned.items()
+        if config[key] != value and flags({key: value}) not in useless
+    }
+    yield base
+    parts = [
+        {"train.accumulate": parts}
+        for parts in accumulations(config, devices)
+        if flags({"train.accumulate": parts}) not in useless
+    ]
+    for part in parts:
+        yield base | part
+    most = parts[-1] if parts else {}
     for fsdp in (8, 4, 2):
-        if config.mesh.fsdp < fsdp <= devices and devices % fsdp == 0:
-            yield smaller | {
-                "remat": "blocks",
-                "train.accumulate": most[0],
-                "mesh.fsdp": fsdp,
-                "mesh.data": -1,
-            }
+        shards = {"mesh.fsdp": fsdp, "mesh.data": -1}
+        possible = config.mesh.fsdp < fsdp <= devices and devices % fsdp == 0
+        if possible and flags(shards) not in useless:
+            yield base | most | shards
             return
 
 
 def what_helps(
-    made: Compiled, config: ConfigDict, topology: Topology, compile_for: Compile
+    made: Compiled,
+    config: ConfigDict,
+    topology: Topology,
+    compile_for: Compile,
+    most: int = MOST_CHANGES,
 ) -> dict[str, Any]:
     """Compile every knob of a step that does not fit; name the cheapest that fits.
 
     The cheapest by the roofline. Combinations are tried, until one fits, only if no
-    single change is enough.
+    single change is enough; none that comes to a config that was compiled before.
+    most: programs to compile, after which "stopped" is true.
     """
     devices = made.experiment.mesh.size
     impl = step_lib.choose_loss(config, made.experiment.spec, made.experiment.mesh)[0]
@@ -192,9 +226,21 @@ def what_helps(
             return Knob(overrides, None, described)
         return Knob(overrides, found, _describe(overrides, found, made, topology))
 
-    tried = [turn(overrides) for overrides in knobs(config, devices, impl.impl)]
+    singles = list(knobs(config, devices, impl.impl))
+    tried = [turn(overrides) for overrides in singles[:most]]
+    stopped = len(singles) > most
     if not any(knob.fits for knob in tried):
-        for overrides in combined(config, devices):
+        useless = {flags(knob.overrides) for knob in tried if not knob.helps(made)}
+        done = [config, *(plan.changed(config, knob.overrides) for knob in tried)]
+        seen = {config_lib.to_json(one) for one in done}
+        for overrides in combined(config, devices, useless):
+            effective = config_lib.to_json(plan.changed(config, overrides))
+            if effective in seen:
+                continue
+            if len(tried) >= most:
+                stopped = True
+                break
+            seen.add(effective)
             tried.append(turn(overrides))
             if tried[-1].fits:
                 break
@@ -206,6 +252,7 @@ def what_helps(
     return {
         "tried": [knob.described for knob in tried],
         "cheapest_that_fits": flags(best.overrides) if best else None,
+        "stopped": stopped,
     }
 
 

@@ -48,8 +48,8 @@ class Window:
         if self._pending:
             self._pending = False
             logging.warning(
-                "no trace: the run ended before step %d (profile.first_step=%d, counted "
-                "from step %d, where it started)",
+                "no trace: the run ended before step %d (profile.first_step=%d, "
+                "counted from step %d, where it started)",
                 self._first,
                 self._first - self._start,
                 self._start,

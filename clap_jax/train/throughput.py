@@ -50,8 +50,8 @@ def model_flops(dual: Dual, spec: zoo.Spec, batch_size: int) -> float:
 def peak_flops(devices: list[jax.Device]) -> float:
     """FLOP/s of all `devices` together at best, in bfloat16 where they have it.
 
-    From the table of chips; of a CPU what a float32 product of matrices reaches (virtual
-    devices share one processor). NaN, with a warning, for any other device.
+    From the table of chips; of a CPU what a float32 product of matrices reaches
+    (virtual devices share one processor). NaN, with a warning, for any other device.
     """
     kind = devices[0].device_kind
     chip = chips.find(kind)
@@ -60,7 +60,8 @@ def peak_flops(devices: list[jax.Device]) -> float:
     if devices[0].platform == "cpu":
         return _measured_flops() * jax.process_count()
     logging.warning(
-        "clap_jax/chips.py has no row for %r: without its rates, train/mfu is null", kind
+        "clap_jax/chips.py has no row for %r: train/mfu is null without its rates",
+        kind,
     )
     return math.nan
 

@@ -5,12 +5,14 @@ import json
 import jax
 import numpy as np
 import pytest
+from absl import logging
 
 from clap_jax import config as config_lib
 from clap_jax import sharding
 from clap_jax.models import zoo
 from clap_jax.pipeline.ops import Prepare
-from clap_jax.train import device_data, experiment, loop
+from clap_jax.train import device_data, experiment, loop, plan, topology
+from clap_jax.train.profile import Window
 
 SHALLOW = {"options": {"depth": 1}}
 
@@ -107,3 +109,68 @@ def test_the_state_of_other_data_is_refused():
     data.set_state(data.get_state())
     with pytest.raises(ValueError, match="other data"):
         data.set_state({"next_draw": 8, "sequence": []})
+
+
+def test_noise_has_no_evaluations(tmp_path, monkeypatch):
+    evals = {"kinds": {"kind": "zeroshot", "source": {"kind": "manifest"}}}
+    said = []
+    monkeypatch.setattr(logging, "info", lambda text, *a: said.append(text % a))
+    config = noise_config()
+    config.evals = evals
+    assert experiment.build(config, tmp_path).evaluations == {}
+    assert "data.source=synthetic_device: evals are left out (kinds)" in said
+    config.checkpoint.best_metric = "eval/kinds/zeroshot_acc"
+    with pytest.raises(
+        config_lib.ConfigError, match=r"best_metric .*\(none, with data"
+    ):
+        experiment.build(config, tmp_path)
+
+
+def test_noise_has_the_vocabulary_of_the_plan(tmp_path):
+    config = noise_config(data__vocab_size=77)
+    spec = experiment.build(config, tmp_path).spec
+    assert spec.vocab_size == 77
+    assert spec == plan.experiment(config, topology.find("cpu:8")).spec
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    """What is asked of jax's profiler."""
+    found = []
+    monkeypatch.setattr(jax.profiler, "start_trace", found.append)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: found.append("end"))
+    return found
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    found = []
+    monkeypatch.setattr(logging, "warning", lambda text, *a: found.append(text % a))
+    return found
+
+
+def walked(tmp_path, steps):
+    window = Window(noise_config(profile__steps=2).profile, tmp_path, steps[0])
+    for step in steps:
+        if window.due(step):
+            window.at(step)
+    window.close()
+
+
+def test_a_window_that_was_never_reached_is_a_warning(tmp_path, traces, warnings):
+    walked(tmp_path, range(100, 109))
+    assert traces == []
+    (warning,) = warnings
+    assert "no trace: the run ended before step 110" in warning
+    assert "profile.first_step=10, counted from step 100" in warning
+    warnings.clear()
+    walked(tmp_path, range(100, 112))
+    assert traces == [tmp_path / "profile", "end"]
+    assert warnings == []
+
+
+def test_every_process_has_a_folder_for_its_trace(tmp_path, traces, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    monkeypatch.setattr(jax, "process_index", lambda: 3)
+    walked(tmp_path, range(20))
+    assert traces == [tmp_path / "profile" / "process-3", "end"]

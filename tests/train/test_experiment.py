@@ -114,6 +114,9 @@ def test_weights_of_a_softmax_model_start_a_sigmoid_one(tmp_path, said):
         ("train.undropped_percent", 101.0, r"train.undropped_percent is 101.0"),
         ("train.patch_drop", 1.0, r"train.patch_drop is 1.0"),
         ("train.token_drop", -0.1, r"train.token_drop is -0.1"),
+        ("checkpoint.keep", 0, r"checkpoint.keep is 0, expected 1 or more"),
+        ("train.ema_decay", 1.5, r"train.ema_decay is 1.5"),
+        ("init_pattern", "(", r"init_pattern: '\(' is no regular expression"),
     ],
 )
 def test_what_cannot_be_is_told_early(tmp_path, key, value, message):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -221,6 +222,15 @@ def test_kill_9_at_random_moments_is_bit_exact(tmp_path):
     finish(start(tmp_path / "killed"))
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert_same_checkpoint(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_only_process_0_looks_into_metrics(whole, monkeypatch):
+    experiment = types.SimpleNamespace(workdir=whole)
+    assert loop._unwritten(experiment, 6, ["kinds", "new"]) == ["new"]
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(loop, "written_at", pytest.fail)
+    monkeypatch.setattr(loop.hosts, "from_first", lambda _: np.array([True, False]))
+    assert loop._unwritten(experiment, 6, ["kinds", "new"]) == ["kinds"]
 
 
 def test_a_finished_run_only_reports_again(whole):

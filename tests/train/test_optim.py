@@ -137,3 +137,9 @@ def test_momentum_that_is_not_offered():
             update(section(name=name, momentum_dtype="bfloat16"))
     with pytest.raises(config_lib.ConfigError, match="float32 or bfloat16, not 'half'"):
         update(section(momentum_dtype="half"))
+
+
+@pytest.mark.parametrize("factor", ["half", None, -1.0, float("nan")])
+def test_a_factor_that_is_no_number(factor):
+    with pytest.raises(config_lib.ConfigError, match="lr_multipliers: .* is no factor"):
+        update(section(lr_multipliers=((".*", factor),)))

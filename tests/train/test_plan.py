@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from clap_jax import chips
+from clap_jax import chips, sharding
 from clap_jax import config as config_lib
 from clap_jax.train import plan, plan_report, plan_search, topology
 from tests.train.slices import needs_libtpu, on_slice
@@ -133,6 +133,13 @@ def test_errors_are_sentences(tmp_path, arguments, message):
         ("cpu:8", 0, {"train.accumulate": 3}, "accumulate=3"),
         ("cpu:8", 0, {"model": "small_cnv"}, "small_conv"),
         ("cpu:8", 0, {"precision": "float17"}, "float17"),
+        ("cpu:8", 0, {"data.source": "bogus"}, "files or synthetic_device"),
+        ("cpu:8", 0, {"checkpoint.best_metric": "loss"}, "best_metric is 'loss'"),
+        ("cpu:8", 0, {"model": "init_from"}, "model_overrides change a row"),
+        ("cpu:8", 0, {"checkpoint.keep": 0}, "checkpoint.keep is 0"),
+        ("cpu:8", 0, {"init_pattern": "("}, "init_pattern"),
+        ("cpu:8", 0, {"mesh.rules": (("(", 0),)}, "mesh.rules: '\\('"),
+        ("cpu:8", 0, {"mesh.rules": ("a",)}, "mesh.rules: 'a' is no rule"),
         ("cpu:6", 4, {"train.batch_size": 6}, "--hosts=4 does not fit"),
     ],
 )
@@ -235,6 +242,73 @@ def test_the_search_says_when_nothing_fits(monkeypatch):
     found = Fake(limit=50).search(64, monkeypatch)
     assert found["largest_batch_that_fits"] is None
     assert found["smallest_batch_that_does_not"] == 4
+
+
+def test_a_size_may_fit_above_one_that_does_not():
+    """The loss may change its ways with the batch."""
+    sizes = plan_search.Sizes({64: 9.0, 128: 5.0}, {64: False, 128: True})
+    found = sizes.describe(step=32)
+    assert [row["fits"] for row in found["compiled"]] == [False, True]
+    assert found["largest_batch_that_fits"] == 128
+    assert found["smallest_batch_that_does_not"] is None
+    assert found["is_exact"] is False
+
+
+class Costs:
+    """Compiles nothing: a step that each of some changes makes smaller."""
+
+    def __init__(self, saves, refuses=()):
+        self.saves, self.refuses, self.asked = saves, refuses, []
+        mesh = type("Mesh", (), {"size": 4})
+        self.experiment = type("Experiment", (), {"mesh": mesh, "spec": None})
+
+    def __call__(self, config):
+        flat = sharding.flatten(config_lib.plain(config), ".")
+        flat = {key: flat[key] for key in ("precision", "remat", "train.accumulate")}
+        flat["fsdp"] = config.mesh.fsdp
+        self.asked.append(tuple(flat.values()))
+        if set(flat.values()) & set(self.refuses):
+            raise ValueError("not this model")
+        needed = 100.0 - sum(self.saves.get(value, 0) for value in flat.values())
+        memory = plan.Memory(needed)
+        return plan.Compiled(self.experiment, None, memory, False, None, {}, 0.0)
+
+    def helped(self, monkeypatch, most, **changes):
+        config = plan.changed(small_config(batch_size=64), changes)
+        choice = (type("Options", (), {"impl": "ring"}), "")
+        monkeypatch.setattr(plan_search.step_lib, "choose_loss", lambda *_: choice)
+        monkeypatch.setattr(plan, "describe", lambda *_: {})
+        topology = None
+        return plan_search.what_helps(self(config), config, topology, self, most)
+
+
+def test_nothing_is_compiled_twice_and_what_is_useless_is_left_out(monkeypatch):
+    costs = Costs({"bfloat16": 10, 2: 5, 4: 6, 8: 7}, refuses=("dots", "blocks"))
+    found = costs.helped(monkeypatch, 99)
+    assert len(costs.asked) == len(set(costs.asked))
+    combined = [row["overrides"] for row in found["tried"]][8:]
+    half = "--config.precision=bfloat16"
+    shards = "--config.mesh.fsdp=4 --config.mesh.data=-1"
+    assert combined == [
+        *(f"{half} --config.train.accumulate={parts}" for parts in (2, 4, 8)),
+        f"{half} --config.train.accumulate=8 {shards}",
+    ]
+    assert found["stopped"] is False
+    assert found["cheapest_that_fits"] is None
+
+    turned = {"precision": "bfloat16", "remat": "blocks"}
+    costs = Costs({2: 5, 4: 6, 8: 7})
+    costs.helped(monkeypatch, 99, **turned)
+    assert len(costs.asked) == len(set(costs.asked))
+
+
+@pytest.mark.parametrize("most", [3, 8, 10])
+def test_what_helps_is_not_sought_for_ever(most, monkeypatch):
+    costs = Costs({"bfloat16": 10, "blocks": 20, 2: 5, 4: 6, 8: 7})
+    found = costs.helped(monkeypatch, most)
+    assert len(costs.asked) == most + 1
+    assert len(found["tried"]) == most
+    assert found["stopped"] is True
 
 
 def test_knobs_are_those_that_the_config_has_not_turned():

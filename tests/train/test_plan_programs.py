@@ -77,6 +77,7 @@ def test_collectives_of_a_known_program(place):
         expected["all-reduce"] = (2, small + large, 1.5 * (small + large))
     assert measured == expected
     assert {row["group_chips"] for row in rows.values()} == {CHIPS}
+    assert {row["dtype"] for row in rows.values()} == {"f32"}
     assert {row["purpose"] for row in rows.values()} == {"loss"}  # as in a shard_map
 
 

@@ -80,7 +80,9 @@ def test_nothing_is_saved_before_the_first_step(tmp_path, told):
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     told(loop, "_interruptible", 1)
     try:
-        with pytest.raises(hosts.Preempted, match="before the first of 4 steps: nothing"):
+        with pytest.raises(
+            hosts.Preempted, match="before the first of 4 steps: nothing"
+        ):
             loop.train(config(), tmp_path)
     finally:
         signal.signal(signal.SIGTERM, before)
