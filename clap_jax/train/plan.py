@@ -50,6 +50,10 @@ _NEEDED = (
 )
 
 
+class CompileError(ValueError):
+    """The compiler gave up for another reason than memory; the message says which."""
+
+
 class Memory(NamedTuple):
     """Bytes on one chip. needed: all that has to be there at once.
 
@@ -113,7 +117,8 @@ def compile_step(config: ConfigDict, topology: Topology) -> Compiled:
     """Compile the step of `config` for `topology`.
 
     Where patches or words are left out it is the last stage's, which sees everything:
-    it needs most, and has to fit. A program that is too big is no error.
+    it needs most, and has to fit. A program that is too big is no error. Raises
+    CompileError where the compiler itself fails.
     """
     parts = experiment(config, topology)
     model, mesh = parts.undropped, parts.mesh
@@ -132,7 +137,11 @@ def compile_step(config: ConfigDict, topology: Topology) -> Compiled:
     except jax.errors.JaxRuntimeError as error:
         needed = needed_bytes(str(error))
         if needed is None:
-            raise
+            raise CompileError(
+                f"the compiler for {topology.name} failed, which is its own fault: "
+                f"{str(error).splitlines()[0][:300]}. Where a tensor is too large for "
+                "it, fewer clips at once may do (train.accumulate, more chips)"
+            ) from error
         seconds = time.perf_counter() - began
         return Compiled(parts, state, Memory(needed), False, None, {}, seconds)
     memory = _memory(compiled.memory_analysis())

@@ -7,6 +7,7 @@ import math
 from collections.abc import Container, Iterator
 from typing import Any, NamedTuple
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from clap_jax import config as config_lib
@@ -82,7 +83,11 @@ def largest_batch(
         size = _next_size(sizes, unit, topology.chip.usable_bytes)
         if size is None:
             break
-        found = compile_for(plan.changed(config, {"train.batch_size": size}))
+        try:
+            found = compile_for(plan.changed(config, {"train.batch_size": size}))
+        except plan.CompileError as error:
+            logging.warning("the search ends with what it knows: %s", error)
+            break
         add(size, found)
     return sizes.describe(step_of(sizes.fitting, unit))
 

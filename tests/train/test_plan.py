@@ -238,6 +238,30 @@ def test_the_search_ends_at_the_limit(batch, waste, monkeypatch):
     assert len(fake.sizes) == len(set(fake.sizes)) <= plan_search.MOST_COMPILES
 
 
+def test_the_search_ends_where_the_compiler_fails(monkeypatch):
+    fake = Fake(limit=1e9)
+    whole = fake.__call__
+
+    def fails(config):
+        if config.train.batch_size > 64:
+            raise plan.CompileError("the compiler failed")
+        return whole(config)
+
+    monkeypatch.setattr(Fake, "__call__", lambda self, config: fails(config))
+    found = fake.search(64, monkeypatch)
+    assert found["largest_batch_that_fits"] == 64
+    assert found["is_exact"] is False
+
+
+def test_what_the_compiler_itself_cannot_do_is_a_sentence(monkeypatch):
+    def fails(*arguments):
+        raise jax.errors.JaxRuntimeError("INTERNAL: LLO_CHECK failure (a.cc:1)")
+
+    monkeypatch.setattr(plan.step_lib, "compile_step", fails)
+    with pytest.raises(plan.CompileError, match="cpu:4 failed.*LLO_CHECK.*accumulate"):
+        plan.compile_step(small_config(), topology.find("cpu:4"))
+
+
 def test_the_search_says_when_nothing_fits(monkeypatch):
     found = Fake(limit=50).search(64, monkeypatch)
     assert found["largest_batch_that_fits"] is None
