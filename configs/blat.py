@@ -17,6 +17,7 @@ here: 20 epochs, 2 % of warm-up, and that the final run has this rate and batch.
 """
 
 from clap_jax import config as config_lib
+from clap_jax.pipeline import sources
 
 # Small enough for a test on two cores, the same code everywhere.
 SMALL = {
@@ -41,7 +42,7 @@ def get_config(argument=None):
     config.optim.warmup_percent = 2.0
     config.optim.clip_norm = 0.0
 
-    config.data.sources = ({"kind": "manifest", "path": options.path},)
+    config.data.sources = (sources.section(options.path),)
     config.data.workers = 6
     config.data.threads = 16
     config.checkpoint.every_steps = 500

@@ -17,6 +17,7 @@ starts fresh; labels of music need captions in your table.
 """
 
 from clap_jax import config as config_lib
+from clap_jax.pipeline import sources
 
 # Small enough for a test on two cores, the same code everywhere.
 SMALL = {
@@ -42,7 +43,7 @@ def get_config(argument=None):
     config.optim.warmup_steps = 3200
     config.optim.clip_norm = 0.0
 
-    config.data.sources = ({"kind": "manifest", "path": options.path},)
+    config.data.sources = (sources.section(options.path),)
     config.data.workers = 6
     config.data.threads = 16
     config.checkpoint.every_steps = 1000

@@ -21,6 +21,7 @@ none here: weight decay, warm-up, the share of each corpus.
 """
 
 from clap_jax import config as config_lib
+from clap_jax.pipeline import sources
 
 # Small enough for a test on two cores, the same code everywhere. A tokenizer that is
 # trained here ends a text with </s>, token 2.
@@ -45,7 +46,7 @@ def get_config(argument=None):
     config.optim.weight_decay = 0.0
     config.optim.clip_norm = 0.0
 
-    config.data.sources = ({"kind": "manifest", "path": options.path},)
+    config.data.sources = (sources.section(options.path),)
     config.data.workers = 6
     config.data.threads = 16
     config.checkpoint.every_steps = 1000

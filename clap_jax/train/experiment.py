@@ -59,9 +59,7 @@ class Experiment(NamedTuple):
     mesh: Mesh
     spec: zoo.Spec
     dual: Dual
-    undropped: (
-        Dual  # the last stage's, and evaluation's; the same if nothing is dropped
-    )
+    undropped: Dual  # of the last stage and of evaluation; `dual` if nothing is dropped
     tokenizer: tokenize.Tokenizer | None  # none where there is nothing to read
     sources: list[tuple[Source, float]]
     evaluations: dict[str, Evaluation]
