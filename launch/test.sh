@@ -15,5 +15,9 @@ parse_arguments "$@"
 choose_extras
 make_environment ${extras[@]+"${extras[@]}"} test
 run cd "$root"
-[ ${#arguments[@]} -gt 0 ] || arguments=(--cov --cov-report=term --cov-fail-under=85)
+# All of them in one process for each core; a few suffice, each takes up to 6 GB.
+[ ${#arguments[@]} -gt 0 ] || arguments=(
+  --numprocesses=auto --maxprocesses=4 --dist=loadfile
+  --cov --cov-report=term --cov-fail-under=85
+)
 run_last "$venv/bin/python" -m pytest "${arguments[@]}"

@@ -1,5 +1,6 @@
 """Shared fixtures: virtual devices, shape checks, the parity oracles and real audio."""
 
+import atexit
 import importlib.util
 import json
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 
 # Equal programs are compiled once over all tests and the processes that they start.
 CACHE = tempfile.TemporaryDirectory(prefix="clap_jax_tests_")
+atexit.register(CACHE.cleanup)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
@@ -30,6 +32,12 @@ install_import_hook(
 
 import numpy as np
 import pytest
+
+from tests.parity_table import (  # noqa: F401 (hooks of pytest)
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -111,7 +111,10 @@ def test_test_script_passes_arguments_on(machine):
         f"{python} -m pytest tests/audio -k 'a or b'",
     ]
     covered = machine.run("test.sh", "--dry-run")
-    assert covered.stdout.endswith("--cov --cov-report=term --cov-fail-under=85\n")
+    assert covered.stdout.endswith(
+        "--numprocesses=auto --maxprocesses=4 --dist=loadfile "
+        "--cov --cov-report=term --cov-fail-under=85\n"
+    )
 
 
 def test_installs_once_and_hands_arguments_and_status_on(machine):

@@ -1,10 +1,9 @@
-"""What parity tests share: relative differences, and the table printed at the end."""
+"""What parity tests share: relative differences, kept for the table at the end."""
 
 import numpy as np
 import pytest
 
-COLUMNS = ("tensors", "mel", "tower", "embedding", "logits", "loss", "gradients")
-_TABLE: dict[str, dict[str, float]] = {}
+from tests import parity_table
 
 
 def difference(got, want) -> float:
@@ -21,10 +20,8 @@ class Parity:
         self.reference = reference
 
     def note(self, column: str, value: float) -> float:
-        """Keep the largest value seen under one of `COLUMNS`."""
-        assert column in COLUMNS
-        row = _TABLE.setdefault(self.reference.name, {})
-        row[column] = max(value, row.get(column, 0.0))
+        """Keep the largest value seen under one of the table's columns."""
+        parity_table.note(self.reference.name, column, value)
         return value
 
     def check(self, column: str, key: str, x, tolerance: float) -> None:
@@ -64,20 +61,3 @@ class Parity:
 def parity(oracle):
     """Open an oracle by name for comparison."""
     return lambda name: Parity(oracle(name))
-
-
-def pytest_terminal_summary(terminalreporter):
-    if not _TABLE:
-        return
-    terminalreporter.section("agreement with the references, largest relative error")
-    width = max(map(len, _TABLE))
-    terminalreporter.write_line(f"{'':{width}}" + "".join(f"{c:>11}" for c in COLUMNS))
-    for name, row in sorted(_TABLE.items()):
-        cells = (_cell(column, row.get(column)) for column in COLUMNS)
-        terminalreporter.write_line(f"{name:{width}}" + "".join(cells))
-
-
-def _cell(column: str, value: float | None) -> str:
-    if value is None:
-        return f"{'-':>11}"
-    return f"{value:>11.0f}" if column == "tensors" else f"{value:>11.1e}"
