@@ -160,17 +160,6 @@ class TrainBatches:
         bad = np.array([clip.bad for clip in found])
         return batch | {"ids": ids, "mask": mask, "group": group, "bad": bad}
 
-    def blank(self) -> dict[str, np.ndarray]:
-        """Zeros with the shapes and dtypes of a batch."""
-        rows = self._batch_size
-        tokens = (rows, self._tokenizer.length)
-        return self._clips[0].prepare.blank(rows) | {
-            "ids": np.zeros(tokens, np.int32),
-            "mask": np.zeros(tokens, bool),
-            "group": np.zeros(rows, np.int32),
-            "bad": np.zeros(rows, bool),
-        }
-
     def _fetch(self, places: list[tuple[int, int]]) -> list[Clip]:
         """Clips in the order of `places`; those that take work, in threads."""
         found = [self._clips[which].cached(index) for which, index in places]
@@ -186,6 +175,18 @@ class TrainBatches:
         for row, result in zip(missing, results, strict=True):
             found[row] = result()
         return found
+
+
+def batch_fields(
+    prepare: Prepare, text_length: int
+) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape (of one row) and dtype of everything in a training batch, by its name."""
+    return prepare.fields | {
+        "ids": ((text_length,), np.dtype(np.int32)),
+        "mask": ((text_length,), np.dtype(bool)),
+        "group": ((), np.dtype(np.int32)),
+        "bad": ((), np.dtype(bool)),
+    }
 
 
 def put(batch: dict[str, np.ndarray], row: int, example: dict[str, Any]) -> None:
@@ -238,10 +239,6 @@ class TrainDataset(grain.IterDataset):
 
     def __str__(self) -> str:
         return f"TrainDataset({'; '.join(self.batches.order.fingerprint())})"
-
-    def blank_batch(self) -> dict[str, np.ndarray]:
-        """Zeros with the shapes and dtypes of a batch, without touching any audio."""
-        return self.batches.blank()
 
     def starting_at(self, draw: int) -> grain.DatasetIterator:
         """Grain's iterator over the batches from example `draw` on."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clap_jax import sharding
+from clap_jax.pipeline.loader import batch_fields
 from clap_jax.pipeline.ops import Prepare
 
 Batch = dict[str, jax.Array]
@@ -17,20 +18,11 @@ Batch = dict[str, jax.Array]
 def abstract_batch(
     prepare: Prepare, text_length: int, batch_size: int, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of a global batch, B = batch_size.
-
-    The same as `pipeline.loader.TrainBatches` makes.
-    """
-    fields = prepare.fields | {
-        "ids": ((text_length,), jnp.int32),
-        "mask": ((text_length,), jnp.bool_),
-        "group": ((), jnp.int32),
-        "bad": ((), jnp.bool_),
-    }
+    """Shapes, dtypes and shardings of a global batch, B = batch_size."""
     rows = sharding.batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=rows)
-        for name, (shape, dtype) in fields.items()
+        for name, (shape, dtype) in batch_fields(prepare, text_length).items()
     }
 
 

@@ -12,6 +12,7 @@ import pytest
 from clap_jax import sharding
 from clap_jax.losses import contrastive
 from tests.losses import compiled
+from tests.train.slices import needs_libtpu
 
 # An eighth is asked for; the rest is room for other compilers.
 BATCH, WIDTH = 32_768, 512
@@ -44,10 +45,7 @@ def test_rows_by_chunks_take_less(name):
     assert whole > 2 * 4 * 4096**2 > 2 * cut
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux" or os.uname().machine != "x86_64",
-    reason="libtpu exists for Linux on x86-64 only",
-)
+@needs_libtpu
 def test_a_quarter_million_on_256_chips(request):
     """Ahead of time for v5e:16x16: 262,144 clips, temporaries below 1 GB a chip."""
     batch = 262_144

@@ -21,10 +21,11 @@ FRONTENDS = pytest.mark.parametrize("front", [VIEWS, CLIPS], ids=["views", "clip
 def batches(front, count, take_at=0, **options):
     """The first batches, or those after a stop at batch `take_at`."""
     cache_gib = options.pop("cache_gib", 0.0)
+    prepare, tokenizer = Prepare(front, cache_gib=cache_gib), make_tokenizer()
     dataset = loader.train_dataset(
         [(UnequalSource(16), None)],
-        Prepare(front, cache_gib=cache_gib),
-        make_tokenizer(),
+        prepare,
+        tokenizer,
         batch_size=4,
         seed=0,
         **{"threads": 2} | options,
@@ -39,10 +40,10 @@ def batches(front, count, take_at=0, **options):
         iterator.set_state(state)
     found = take(iterator, count - take_at)
     iterator.close()
-    blank = dataset.blank_batch()
-    assert blank.keys() == found[0].keys()
-    for key, value in found[0].items():
-        assert (blank[key].shape, blank[key].dtype) == (value.shape, value.dtype)
+    fields = loader.batch_fields(prepare, tokenizer.length)
+    assert fields == {
+        key: (value.shape[1:], value.dtype) for key, value in found[0].items()
+    }
     return found
 
 
