@@ -141,8 +141,9 @@ def default() -> ConfigDict:
     # files: what `sources` names | synthetic_device: noise that stays in the device's
     # memory, to see how fast training is without any input.
     config.data.source = "files"
-    # Named sources: {"kind": manifest | array_record | laion_tar | synthetic, "name": ...,
-    # "weight": share of the mixture (0: in proportion to size), options of the kind}.
+    # Named sources: {"kind": manifest | array_record | tfds | laion_tar | synthetic,
+    # "name": ..., "weight": share of the mixture (0: in proportion to size), options of
+    # the kind}.
     config.data.sources = ()
     # Where log-mels are computed: host (workers) | device (the bus carries int16 waves) |
     # auto: device, but host for models that need the mel of the whole clip (fusion, BLAT).

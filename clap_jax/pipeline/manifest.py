@@ -97,7 +97,7 @@ class ManifestSource:
         self.name = name
         table = tables.read(path)
         self._path, self._where = table.path, dict(where or {})
-        templates = _checked_templates(templates)
+        templates = prompts.checked_templates(templates)
         if isinstance(caption_columns, str):
             caption_columns = (caption_columns,)
         chosen = Columns(audio_column, tuple(caption_columns), label_column, id_column)
@@ -290,15 +290,6 @@ def _origin(columns: Columns) -> str:
     kind = "column" if columns.captions else "labels in column"
     plural = "s" if columns.captions and len(names) > 1 else ""
     return f"{kind}{plural} {', '.join(names)}"
-
-
-def _checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    templates = (templates,) if isinstance(templates, str) else tuple(templates)
-    if not templates:
-        raise ValueError("templates is empty, expected at least one, such as '{}'")
-    for template in templates:
-        prompts.render(template, "label")
-    return templates
 
 
 def _values(wanted: Any) -> list[str]:

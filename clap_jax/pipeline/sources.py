@@ -11,6 +11,7 @@ from clap_jax.pipeline.array_record import ArrayRecordSource
 from clap_jax.pipeline.manifest import ManifestSource
 from clap_jax.pipeline.synthetic import SyntheticSource
 from clap_jax.pipeline.tars import LaionTarSource
+from clap_jax.pipeline.tfds import INFO, TfdsSource
 
 
 class Source(Protocol):
@@ -56,6 +57,7 @@ SOURCES = {
     "manifest": ManifestSource,
     "array_record": ArrayRecordSource,
     "laion_tar": LaionTarSource,
+    "tfds": TfdsSource,
     "synthetic": SyntheticSource,
 }
 """Kinds of sources by the name that configs use."""
@@ -68,6 +70,8 @@ def section(path: str) -> dict[str, Any]:
     names = [path]
     if not path.endswith(tuple(kinds)) and remote.is_folder(local):
         names = remote.below(local)
+        if INFO in names:
+            return {"kind": "tfds", "dataset": path}
     for suffix, kind in kinds.items():
         if any(name.endswith(suffix) for name in names):
             return {"kind": kind, "path": path}

@@ -37,6 +37,16 @@ def render(template: str, label: str) -> str:
     return template.replace("{}", label)
 
 
+def checked_templates(templates: str | Iterable[str]) -> tuple[str, ...]:
+    """Templates as a tuple. ValueError for none, or one without exactly one {}."""
+    templates = (templates,) if isinstance(templates, str) else tuple(templates)
+    if not templates:
+        raise ValueError("templates is empty, expected at least one, such as '{}'")
+    for template in templates:
+        render(template, "label")
+    return templates
+
+
 def class_name(raw: str) -> str:
     """A class name as people write it: "Dog_bark" and "dogBark" become "dog bark"."""
     spaced = "".join(

@@ -1,0 +1,271 @@
+"""The one TFDS builder behind all data sets: clips of a row, checked, as ArrayRecord.
+
+Audio is kept as it was published, byte for byte. No TensorFlow: that is why shards are
+made by size here (TFDS's own shuffling needs TensorFlow for more than 1 GB), in an order
+that the clips' ids give, and archives are unpacked by `layout.unpack`.
+"""
+
+import functools
+import hashlib
+import shutil
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from clap_jax.pipeline import tfds as tfds_source
+from data.datasets.layout import Folder, LayoutError, unpack
+from data.datasets.row import Clip, DataSet
+
+VERSION = "1.0.0"
+
+SHARD_BYTES = 256 << 20
+"""TFDS holds one shard in memory while it writes it."""
+
+CLIP_BYTES = 1 << 20
+"""How large a clip is taken to be whose audio is not a file."""
+
+SHOWN = 5
+
+
+def features() -> tfds.features.FeaturesDict:
+    """What a record holds; `Clip` says what the fields mean."""
+    text, texts = tfds.features.Text(), tfds.features.Sequence(tfds.features.Text())
+    return tfds.features.FeaturesDict(
+        {
+            # The bytes of an audio file: FLAC, WAV, Ogg, MP3 ...
+            "audio": tfds.features.Tensor(shape=(), dtype=np.object_),
+            "id": text,
+            "captions": texts,
+            "tags": texts,
+            "group": text,
+            "fold": text,
+            "start_seconds": tfds.features.Scalar(np.float32),
+            "end_seconds": tfds.features.Scalar(np.float32),
+            "license": text,
+            "attribution": text,
+        }
+    )
+
+
+class ClipBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Writes the clips of a row. `make` gives one for a row.
+
+    splits: only these; () for all. allow_partial: leave out what is not there. download:
+    fetch the archives of the row, in place of a folder.
+    """
+
+    VERSION = tfds.core.Version(VERSION)
+    # Downloads are checked by what is in them.
+    url_infos: Mapping = types.MappingProxyType({})
+    row: DataSet
+
+    def __init__(
+        self,
+        *,
+        splits: Sequence[str] = (),
+        allow_partial: bool = False,
+        download: bool = False,
+        **options: Any,
+    ):
+        self._wanted, self._allow_partial = tuple(splits), allow_partial
+        self._download = download
+        super().__init__(**options)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        row = self.row
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=" ".join(f"{row.title}. {row.note}".split()),
+            features=features(),
+            homepage=row.homepage,
+            citation=row.citation,
+            license=row.licence,
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,
+        )
+
+    def _shard_iterators_per_split(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> Mapping[str, list[Callable[[], Iterator]]]:
+        folder = self._files(dl_manager)
+        config = self.builder_config.name if self.builder_config else ""
+        clips = gather(self.row, folder, config, self._wanted, self._allow_partial)
+        self.info.metadata["published_clips"] = self.row.splits_of(config)
+        for split, own in clips.items():
+            tfds_source.write_index(self.data_path, split, map(_record, own))
+        for name in self.row.keep:
+            kept = folder.find(name)
+            if kept:
+                shutil.copyfile(kept, Path(self.data_path) / f"source-{kept.name}")
+        return {
+            split: [functools.partial(_examples, part) for part in shards(own)]
+            for split, own in clips.items()
+        }
+
+    def _files(self, dl_manager: tfds.download.DownloadManager) -> Folder:
+        """The files of the data set, archives unpacked. Raises LayoutError."""
+        if not self.row.get:
+            return Folder([])
+        unpacked = Path(dl_manager.download_dir) / "extracted"
+        if self._download:
+            archives = dl_manager.download(list(self.row.urls))
+            return Folder([unpack(archive, unpacked) for archive in archives])
+        try:
+            manual = Path(dl_manager.manual_dir)
+        except AssertionError as error:  # there is no such folder, or nothing in it
+            what = str(error).partition(". Create it")[0]
+            fetch = ", or --download" if self.row.urls else ""
+            raise LayoutError(
+                f"{self.row.name}: {what}. Set --manual_dir to the folder of the data set"
+                f"{fetch}. It needs " + " ".join(self.row.get.split())
+            ) from None
+        archives = [a for glob in self.row.archives for a in sorted(manual.glob(glob))]
+        return Folder([manual, *(unpack(archive, unpacked) for archive in archives)])
+
+
+def make(row: DataSet, config: str = "", **options: Any) -> ClipBuilder:
+    """The builder of a row; options: of `ClipBuilder` and of TFDS's builders (data_dir).
+
+    Raises ValueError for a config that the row does not have.
+    """
+    if config and config not in row.configs:
+        known = ", ".join(row.configs) or "it has none"
+        raise ValueError(f"{row.name} has no config {config!r} (configs: {known})")
+    configs = [
+        tfds.core.BuilderConfig(name=name, description="") for name in row.configs
+    ]
+    fields = {
+        "name": row.name,
+        "row": row,
+        "BUILDER_CONFIGS": configs,
+        "MANUAL_DOWNLOAD_INSTRUCTIONS": " ".join(row.get.split()),
+        "__module__": __name__,
+    }
+    cls = types.new_class(
+        row.name,
+        (ClipBuilder,),
+        {"skip_registration": True},
+        lambda namespace: namespace.update(fields),
+    )
+    return cls(config=config or None, file_format="array_record", **options)
+
+
+def gather(
+    row: DataSet,
+    folder: Folder,
+    config: str = "",
+    wanted: Sequence[str] = (),
+    allow_partial: bool = False,
+) -> dict[str, list[Clip]]:
+    """The clips of each split, in the order of their records.
+
+    Raises LayoutError for clips that are not there or twice the same, and for numbers
+    that are not the published ones; with allow_partial such clips are left out.
+    """
+    published = row.splits_of(config)
+    unknown = sorted(set(wanted) - set(published))
+    if unknown:
+        raise LayoutError(
+            f"{row.name} has no split {unknown[0]!r} (splits: {', '.join(published)})"
+        )
+    splits: dict[str, list[Clip]] = {split: [] for split in wanted or published}
+    for clip in row.read(folder, config):
+        if clip.split in splits:
+            splits[clip.split].append(clip)
+    if not any(splits.values()):
+        raise LayoutError(
+            f"{row.name}: no clips in {folder}. It needs " + " ".join(row.get.split())
+        )
+    for split, clips in list(splits.items()):
+        if not clips and published[split] is None and not wanted:
+            del splits[split]  # not every copy has it
+            continue
+        _check_ids(f"{row.name}, {split}", clips)
+        splits[split] = present = [clip for clip in clips if _is_there(clip)]
+        problem = _shortfall(clips, present, published[split])
+        if problem and not (allow_partial and present):
+            others = [other for other, own in splits.items() if own and other != split]
+            advice = _advice(row, present, others)
+            raise LayoutError(f"{row.name}, {split}: {problem} in {folder}{advice}")
+        if not row.keep_order:
+            present.sort(key=lambda clip: _digest(clip.id))
+    return splits
+
+
+def _check_ids(where: str, clips: list[Clip]) -> None:
+    name, times = max(Counter(c.id for c in clips).items(), key=_count, default=("", 0))
+    if times > 1:
+        raise LayoutError(f"{where}: {times} clips are called {name!r}")
+
+
+def _count(item: tuple[str, int]) -> int:
+    return item[1]
+
+
+def _is_there(clip: Clip) -> bool:
+    if not isinstance(clip.audio, Path):
+        return clip.audio is not None
+    return clip.audio.is_file() and clip.audio.stat().st_size > 0
+
+
+def _shortfall(
+    listed: list[Clip], present: list[Clip], published: int | None
+) -> str | None:
+    """A sentence if not exactly the published clips are there, with their audio."""
+    expected = len(listed) if published is None else published
+    if len(present) == expected and present:
+        return None
+    text = f"{len(present)} clips found, {expected} expected"
+    absent = [clip.id for clip in listed if not _is_there(clip)]
+    if absent:
+        more = ", ..." if len(absent) > SHOWN else ""
+        text += (
+            f"; {len(absent)} have no audio file, or an empty one: "
+            f"{', '.join(absent[:SHOWN])}{more}"
+        )
+    return text
+
+
+def _advice(row: DataSet, present: list[Clip], others: list[str]) -> str:
+    """How to go on with what is there."""
+    if present:
+        why = " (videos vanish from YouTube)" if row.vanishing else ""
+        return f". --allow_partial prepares those that are there{why}"
+    return f". --splits={','.join(others)} prepares the others" if others else ""
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+
+
+def shards(clips: Sequence[Clip], shard_bytes: int = SHARD_BYTES) -> list[list[Clip]]:
+    """Clips in shards of about so many bytes of audio."""
+    parts: list[list[Clip]] = []
+    size = shard_bytes
+    for clip in clips:
+        is_file = isinstance(clip.audio, Path)
+        own = clip.audio.stat().st_size if is_file else CLIP_BYTES
+        if size + own > shard_bytes:
+            parts.append([])
+            size = 0
+        parts[-1].append(clip)
+        size += own
+    return parts
+
+
+def _record(clip: Clip) -> dict[str, Any]:
+    """A record without its audio."""
+    record = clip._asdict() | {"group": clip.clip_group}
+    return {key: record[key] for key in Clip._fields if key not in ("split", "audio")}
+
+
+def _examples(clips: Sequence[Clip]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for clip in clips:
+        audio = clip.audio
+        content = audio.read_bytes() if isinstance(audio, Path) else audio()
+        yield clip.id, {"audio": content, **_record(clip)}
