@@ -140,7 +140,14 @@ def _parser(row: DataSet) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m data.prepare {row.name}",
         description="\n\n".join(
-            textwrap.fill(" ".join(text.split()), 88) for text in paragraphs if text
+            textwrap.fill(
+                " ".join(text.split()),
+                width=88,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            for text in paragraphs
+            if text
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -5,12 +5,13 @@ split, INDEX: a line of JSON for each clip, in the order of the records, with wh
 known about it besides its audio, so that captions need no pass over the audio.
 """
 
+import contextlib
 import gzip
 import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,24 @@ class TfdsSource:
         self.name, self._split, self._captions_from = name, split, captions_from
         self._templates = prompts.checked_templates(templates)
         self._folder = find(dataset, data_dir)
-        splits, self._records, places = _open(self._folder, split)
-        lines = {
-            name: read_index(self._folder, name, sum(lengths))
-            for name, lengths in splits.items()
-            if any(place[0] == name for place in places)
-        }
+        self._records, places = _open(self._folder, split)
+        splits = dict.fromkeys(name for name, _, _ in places)
+        lines = {name: read_index(self._folder, name) for name in splits}
         kept = [line for name, start, end in places for line in lines[name][start:end]]
+        if len(kept) != len(self._records):
+            raise TfdsError(
+                f"{self._folder}: the index of {' and '.join(splits)} has {len(kept)} "
+                f"clips where the records are {len(self._records)}"
+            )
         self._index = b"".join(kept)
         self._ends = np.cumsum([0, *map(len, kept)])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_records"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self._records, _ = _open(self._folder, self._split)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -213,17 +223,12 @@ def _number(version: Path) -> tuple[int, ...]:
     return tuple(map(int, version.name.split(".")))
 
 
-def _open(folder: str, split: str) -> tuple[dict[str, list[int]], Any, list]:
-    """Clips in each shard of each split; the records of `split`; where these are.
-
-    The places are (split, first clip, end) in the order of the records.
-    """
+def _open(folder: str, split: str) -> tuple[Any, list[tuple[str, int, int]]]:
+    """The records of `split`, and where they are: (split, first clip, end) in order."""
     # Not above: half a second, which nothing but this needs.
     import tensorflow_datasets as tfds
 
-    with warnings.catch_warnings():
-        # protobuf 6 warns that TFDS asks it for something old.
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
+    with quiet():
         builder = tfds.builder_from_directory(folder)
     infos = builder.info.splits
     if not infos:
@@ -250,7 +255,15 @@ def _open(folder: str, split: str) -> tuple[dict[str, list[int]], Any, list]:
         name, start = starts[os.fspath(part.filename)]
         first = start + part.skip
         places.append((name, first, first + part.take))
-    return {n: list(i.shard_lengths) for n, i in infos.items()}, records, places
+    return records, places
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Where TFDS opens a data set: protobuf 6 warns that it is asked for something old."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        yield
 
 
 # --- the index ---
@@ -268,18 +281,15 @@ def write_index(folder: str, split: str, headers: Iterable[Mapping[str, Any]]) -
             packed.write(json.dumps(own, ensure_ascii=False).encode() + b"\n")
 
 
-def read_index(folder: str, split: str, clips: int) -> list[bytes]:
-    """The lines of a split's index. Raises TfdsError unless there are so many clips."""
+def read_index(folder: str, split: str) -> list[bytes]:
+    """The lines of a split's index. Raises TfdsError."""
     path = os.path.join(folder, INDEX.format(split))
     try:
         with gzip.open(path, "rb") as file:
-            lines = file.read().splitlines(keepends=True)
+            return file.read().splitlines(keepends=True)
     except FileNotFoundError:
         raise TfdsError(
             f"{path} is missing: {folder} was not written by data.prepare"
         ) from None
     except (OSError, EOFError) as error:
         raise TfdsError(f"{path} is damaged: {error}") from None
-    if len(lines) != clips:
-        raise TfdsError(f"{path} has {len(lines)} clips, {INFO} says {clips}")
-    return lines

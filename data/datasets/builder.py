@@ -152,7 +152,8 @@ def make(row: DataSet, config: str = "", **options: Any) -> ClipBuilder:
         {"skip_registration": True},
         lambda namespace: namespace.update(fields),
     )
-    return cls(config=config or None, file_format="array_record", **options)
+    with tfds_source.quiet():
+        return cls(config=config or None, file_format="array_record", **options)
 
 
 def gather(

@@ -1,0 +1,241 @@
+"""The command, and what comes of it: the same clips as by other ways, and a run."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clap_jax.audio import io
+from clap_jax.pipeline import array_record
+from clap_jax.pipeline.manifest import ManifestSource
+from clap_jax.pipeline.tfds import TfdsSource
+from clap_jax.train import experiment
+from data import prepare
+from data.datasets import SETS
+from tests.data import layouts
+from tests.data.test_datasets import shrunk
+from tests.evals.fakes import normalised, vector
+from tests.pipeline.clips import RATE_HZ, write_table
+from tests.train import tiny
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def esc50(tmp_path, monkeypatch) -> Path:
+    """ESC-50 in miniature is what the command knows by its name; its folder."""
+    files, clips = layouts.esc50()
+    monkeypatch.setitem(SETS, "esc50", shrunk(SETS["esc50"], "", clips))
+    return layouts.write(tmp_path / "manual", files)
+
+
+def run(*arguments: object) -> int:
+    return prepare.main([str(argument) for argument in arguments])
+
+
+def test_a_set_by_its_name(esc50, tmp_path, capsys):
+    place = ("esc50", f"--data_dir={tmp_path / 'tfds'}")
+    assert run(*place, f"--manual_dir={esc50}") == 0
+    said = capsys.readouterr().out
+    folder = tmp_path / "tfds" / "esc50" / "1.0.0"
+    assert "esc50: 5 clips (fold1 1, fold2 1, fold3 1, fold4 1, fold5 1)" in said
+    assert f"Prepared: {folder}\n" in said and "Licence: CC BY-NC 3.0" in said
+    # The line for a config does what it says.
+    line = said[said.index("config.data.sources = (") + len("config.data.sources = (") :]
+    section = json.loads(line[: line.index("},") + 1])
+    assert section.pop("kind") == "tfds"
+    assert len(TfdsSource(**section)) == 1
+
+    before = folder.stat().st_mtime_ns
+    assert run(*place) == 0  # without the folder it came from
+    assert "It was there already" in capsys.readouterr().out
+    assert run(*place, f"--manual_dir={esc50}", "--overwrite", "--splits=fold2") == 0
+    assert "esc50: 1 clips (fold2 1)" in capsys.readouterr().out
+    assert folder.stat().st_mtime_ns != before
+
+
+def test_less_than_all_when_asked_for(esc50, tmp_path, capsys):
+    (esc50 / "ESC-50-master/audio/3-100033-A-0.wav").unlink()
+    row = SETS["esc50"]
+    splits = {"fold1": 1, "fold3": 2}
+    files, clips = layouts.esc50()
+    csv = "ESC-50-master/meta/esc50.csv"
+    layouts.write(esc50, {csv: files[csv] + "x.wav,3,0,dog,True,1,A\n"})
+    layouts.write(esc50, {"ESC-50-master/audio/x.wav": layouts.wav(0)})
+    SETS["esc50"] = dataclasses.replace(row, splits={**row.splits, **splits})
+    place = ("esc50", f"--data_dir={tmp_path / 'tfds'}", f"--manual_dir={esc50}")
+    assert run(*place) == 1
+    error = capsys.readouterr().err
+    assert "esc50, fold3: 1 clips found, 2 expected; 1 have no audio file" in error
+    assert "3-100033-A-0.wav" in error and "--allow_partial" in error
+    assert run(*place, "--allow_partial") == 0
+    assert "Incomplete: fold3 has 1 of 2 clips." in capsys.readouterr().out
+
+
+def test_a_config_by_its_name(tmp_path, monkeypatch, capsys):
+    files, clips = layouts.mridangam("tonic")
+    row = shrunk(SETS["mridangam"], "tonic", clips)
+    monkeypatch.setitem(SETS, "mridangam", row)
+    folder = layouts.write(tmp_path / "manual", files)
+    place = (f"--data_dir={tmp_path / 'tfds'}", f"--manual_dir={folder}")
+    assert run("mridangam/tonic", *place) == 0
+    assert '"dataset": "mridangam/tonic"' in capsys.readouterr().out
+    source = TfdsSource("mridangam/tonic", "full", tmp_path / "tfds")
+    assert {source.tags(0)[0], source.tags(1)[0]} == {"B", "C#"}
+    assert run("mridangam/tonik", *place) == 1
+    assert "no config 'tonik' (configs: stroke, tonic)" in capsys.readouterr().err
+
+
+def test_what_is_there_is_listed(capsys):
+    assert run("list") == 0
+    said = capsys.readouterr().out
+    for name, row in SETS.items():
+        assert f"\n{name}" in f"\n{said}" and row.licence in said
+    assert "nsynth [instrument | pitch | velocity | qualities]" in said
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_help_says_what_is_needed(capsys, name):
+    with pytest.raises(SystemExit) as caught:
+        run(name, "--help")
+    assert caught.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for text in (SETS[name].get, SETS[name].note, SETS[name].licence):
+        assert " ".join(text.split()) in said
+    assert ("--download" in said) == bool(SETS[name].urls)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["esc51"], "there is no data set 'esc51' (there are: audiocaps, clotho"),
+        (["manifest", "--table=no.csv"], "no.csv: No such file"),
+        (["manifest", "--table=x.csv", "--options={"], "--options is not JSON"),
+        (["manifest", "--table=x.csv", "--name=a/b"], "--name is 'a/b', expected"),
+        (["esc50", "--splits=fold9"], "esc50 has no split 'fold9'"),
+    ],
+)
+def test_what_cannot_be_is_a_sentence(esc50, tmp_path, capsys, arguments, reason):
+    place = [f"--data_dir={tmp_path / 'tfds'}"]
+    if arguments[0] == "esc50":
+        place.append(f"--manual_dir={esc50}")
+    assert run(*arguments, *place) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("data.prepare: ") and reason in error
+
+
+def test_a_table_is_split_by_a_column(tmp_path, capsys):
+    table = write_table(tmp_path / "sounds", 4)
+    rows = table.read_text().splitlines()
+    parts = ["part", "dev", "1", "dev", "1"]
+    text = "".join(f"{row},{part}\n" for row, part in zip(rows, parts, strict=True))
+    table.write_text(text)
+    place = (f"--data_dir={tmp_path / 'tfds'}", f"--table={table}", "--name=four")
+    assert run("manifest", *place, "--split_column=part") == 0
+    assert "four: 4 clips (dev 2, part1 2)" in capsys.readouterr().out
+    source = TfdsSource("four", "part1", tmp_path / "tfds")
+    assert [source.id(i) for i in range(2)] == ["1.flac", "3.flac"]
+    assert run("manifest", *place, "--split_column=pard", "--overwrite") == 1
+    assert "unknown column 'pard' (did you mean 'part'?" in capsys.readouterr().err
+
+
+def test_tfds_packs_real_sounds_as_other_ways_do(shared_data, tmp_path):
+    """ESC-10 by manifest, ArrayRecord and TFDS: the same bytes, captions and labels."""
+    table = shared_data / "esc10" / "metadata.csv"
+    manifest = ManifestSource(table)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "data.prepare", "manifest", f"--table={table}"),
+            *("--name=esc10", f"--data_dir={tmp_path}"),
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "esc10: 320 clips (train 320)" in done.stdout
+    array_record.pack(manifest, tmp_path / "packed" / "esc10")
+    packed = array_record.ArrayRecordSource(tmp_path / "packed")
+    source = TfdsSource("esc10", "train", tmp_path)
+    assert len(source) == len(packed) == len(manifest) == 320
+    for index in range(320):
+        example, other, original = source[index], packed[index], manifest[index]
+        assert example == other
+        assert example["audio"] == Path(original["audio"]).read_bytes()
+        for key in ("captions", "tags", "id", "group"):
+            assert example[key] == original[key]
+
+
+class Ears:
+    """Tells the number of a sound by its pitch, and knows what each number means.
+
+    numbers: text -> the number of the sound that it is about.
+    """
+
+    scale = 10.0
+
+    def __init__(self, numbers: Callable[[str], int]):
+        self._numbers = numbers
+
+    def audio(self, source) -> tuple[np.ndarray, np.ndarray]:
+        heard = []
+        for index in range(len(source)):
+            wave = io.load(source[index]["audio"], RATE_HZ)
+            pitch_hz = np.abs(np.fft.rfft(wave)).argmax() * RATE_HZ / len(wave)
+            heard.append(round((pitch_hz - 200) / 37))  # as `wave` makes them
+        return self._rows(heard), np.ones(len(source), bool)
+
+    def text(self, texts) -> np.ndarray:
+        return self._rows([self._numbers(text) for text in texts])
+
+    def _rows(self, numbers: list[int]) -> np.ndarray:
+        return normalised(np.array([vector(str(number)) for number in numbers]))
+
+
+def test_from_published_layouts_to_batches_and_evaluators(tmp_path, monkeypatch):
+    """Sounds stay with their labels and captions all the way."""
+    for name in ("urbansound8k", "clotho", "sesa"):
+        files, clips = layouts.LAYOUTS[name]()
+        monkeypatch.setitem(SETS, name, shrunk(SETS[name], "", clips))
+        folder = layouts.write(tmp_path / name, files)
+        place = f"--data_dir={tmp_path / 'tfds'}"
+        assert run(name, place, f"--manual_dir={folder}") == 0
+
+    def section(dataset: str, split: str, **options) -> dict:
+        place = {"dataset": dataset, "split": split, "data_dir": str(tmp_path / "tfds")}
+        return {"kind": "tfds", **place, **options}
+
+    config = tiny.get_config()
+    config.train.batch_size = 8
+    folds = "+".join(f"fold{fold}" for fold in range(1, 9))
+    config.data.sources = (
+        section("urbansound8k", folds, name="city", templates=("the sound of {}",)),
+        section("clotho", "development+validation", name="captions"),
+    )
+    labels, captions = section("sesa", "all"), section("clotho", "evaluation")
+    config.evals = {
+        "sesa": {"kind": "zeroshot", "source": labels, "templates": "{}"},
+        "clotho": {"kind": "retrieval", "source": captions},
+    }
+    config.checkpoint.best_metric = ""
+    built = experiment.build(config, tmp_path / "run")
+    assert built.examples() == 8 + 4
+    batches = iter(built.train_dataset())
+    batch = next(batches)
+    batches.close()
+    assert batch["ids"].shape[0] == 8 and not batch["bad"].any()
+    assert np.isfinite(batch["mel"]).all()
+
+    sesa = Ears({"casual": 0, "siren": 1, "gunshot": 2}.__getitem__)
+    found = built.evaluations["sesa"].evaluator.run(sesa)
+    assert found.metrics["zeroshot_acc"] == 1.0
+    assert found.labels["classes"] == ["casual", "gunshot", "siren"]
+    clotho = Ears(lambda text: 20 + int(re.fullmatch(r"\D+ (\d), .*", text)[1]))
+    found = built.evaluations["clotho"].evaluator.run(clotho)
+    assert found.metrics["t2a_R@1"] == found.metrics["a2t_R@1"] == 1.0
