@@ -92,9 +92,19 @@ class ClipBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _shard_iterators_per_split(
         self, dl_manager: tfds.download.DownloadManager
     ) -> Mapping[str, list[Callable[[], Iterator]]]:
-        folder = self._files(dl_manager)
         config = self.builder_config.name if self.builder_config else ""
-        clips = gather(self.row, folder, config, self._wanted, self._allow_partial)
+        options = (config, self._wanted, self._allow_partial)
+        folder, archives = self._files(dl_manager)
+        try:
+            clips = gather(self.row, folder, *options)
+        except LayoutError:
+            if not archives:
+                raise
+            # Only now, as people keep archives beside what was in them.
+            into = Path(dl_manager.download_dir) / "extracted"
+            unpacked = [unpack(archive, into) for archive in archives]
+            folder = Folder([*folder.roots, *unpacked])
+            clips = gather(self.row, folder, *options)
         self.info.metadata["published_clips"] = self.row.splits_of(config)
         for split, own in clips.items():
             tfds_source.write_index(self.data_path, split, map(_record, own))
@@ -107,14 +117,15 @@ class ClipBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             for split, own in clips.items()
         }
 
-    def _files(self, dl_manager: tfds.download.DownloadManager) -> Folder:
-        """The files of the data set, archives unpacked. Raises LayoutError."""
+    def _files(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> tuple[Folder, list[Path]]:
+        """The folder of the data set, and archives of it. Raises LayoutError."""
         if not self.row.get:
-            return Folder([])
-        unpacked = Path(dl_manager.download_dir) / "extracted"
+            return Folder([]), []
         if self._download:
-            archives = dl_manager.download(list(self.row.urls))
-            return Folder([unpack(archive, unpacked) for archive in archives])
+            found = dl_manager.download(list(self.row.urls))
+            return Folder([]), [Path(archive) for archive in found]
         try:
             manual = Path(dl_manager.manual_dir)
         except AssertionError as error:  # there is no such folder, or nothing in it
@@ -125,7 +136,7 @@ class ClipBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 f"{fetch}. It needs " + " ".join(self.row.get.split())
             ) from None
         archives = [a for glob in self.row.archives for a in sorted(manual.glob(glob))]
-        return Folder([manual, *(unpack(archive, unpacked) for archive in archives)])
+        return Folder([manual]), archives
 
 
 def make(row: DataSet, config: str = "", **options: Any) -> ClipBuilder:
@@ -175,7 +186,7 @@ def gather(
             f"{row.name} has no split {unknown[0]!r} (splits: {', '.join(published)})"
         )
     splits: dict[str, list[Clip]] = {split: [] for split in wanted or published}
-    for clip in row.read(folder, config):
+    for clip in row.read(folder, config, tuple(splits)):
         if clip.split in splits:
             splits[clip.split].append(clip)
     if not any(splits.values()):

@@ -1,24 +1,25 @@
 """Data sets whose clips have captions."""
 
 import ast
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
 import yaml
 
 from clap_jax.pipeline import tables
 from clap_jax.pipeline.tars import LaionTarSource
 from data.datasets.layout import Folder, LayoutError, youtube_link, youtube_names
-from data.datasets.row import Clip, DataSet
+from data.datasets.row import Clip, DataSet, Splits
 
 # --- AudioCaps ---
 
 
-def _audiocaps(folder: Folder, config: str) -> Iterator[Clip]:
+def _audiocaps(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     columns = ("audiocap_id", "youtube_id", "start_time", "caption")
-    for split, file in {"train": "train", "validation": "val", "test": "test"}.items():
+    for split in splits:
+        file = "val" if split == "validation" else split
         # Validation and test clips have five rows each: one clip with five captions.
         clips = defaultdict(list)
         for row in folder.table(f"{file}.csv", columns):
@@ -57,16 +58,12 @@ AUDIOCAPS = DataSet(
 # --- Clotho ---
 
 
-def _clotho(folder: Folder, config: str) -> Iterator[Clip]:
-    splits = ("development", "validation", "evaluation")
+def _clotho(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     numbers = [f"caption_{number}" for number in range(1, 6)]
-    listed = {
-        split: list(
+    for split in splits:
+        rows = list(
             folder.table(f"clotho_captions_{split}.csv", ("file_name", *numbers))
         )
-        for split in splits
-    }
-    for split, rows in listed.items():
         _check_clotho(folder, split, {row["file_name"].strip() for row in rows})
         details = {}
         if folder.find(f"clotho_metadata_{split}.csv"):
@@ -95,11 +92,11 @@ def _clotho(folder: Folder, config: str) -> Iterator[Clip]:
 
 def _check_clotho(folder: Folder, split: str, names: set[str]) -> None:
     """Refuse captions of one split beside the sounds of another."""
-    for other in ("development", "validation", "evaluation"):
-        place = folder.path(other)
-        strangers = sorted(
-            name for name in names if other != split and (place / name).exists()
-        )
+    for other in CLOTHO.splits:
+        place = folder.find(other)
+        if other == split or place is None:
+            continue
+        strangers = sorted(name for name in names if (place / name).exists())
         if strangers:
             raise LayoutError(
                 f"clotho: {strangers[0]} is in clotho_captions_{split}.csv but lies in "
@@ -126,7 +123,7 @@ CLOTHO = DataSet(
 # --- MusicCaps ---
 
 
-def _musiccaps(folder: Folder, config: str) -> Iterator[Clip]:
+def _musiccaps(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     columns = ("ytid", "start_s", "end_s", "aspect_list", "caption", "is_audioset_eval")
     for row in folder.table("musiccaps-public.csv", columns):
         video, start, end = row["ytid"], row["start_s"], row["end_s"]
@@ -176,8 +173,9 @@ _WAVCAPS = {
 }
 
 
-def _wavcaps(folder: Folder, config: str) -> Iterator[Clip]:
-    for split, (name, file) in _WAVCAPS.items():
+def _wavcaps(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
+    for split in splits:
+        name, file = _WAVCAPS[split]
         content = folder.json(f"{name}/{file}")
         for row in content["data"]:
             stem = str(row["id"]).removesuffix(".wav")
@@ -217,7 +215,7 @@ WAVCAPS = DataSet(
 # --- MACS ---
 
 
-def _macs(folder: Folder, config: str) -> Iterator[Clip]:
+def _macs(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     path = folder.path("MACS.yaml")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C: seconds, not minutes
     content = yaml.load(path.read_text(encoding="utf-8"), loader)
@@ -253,7 +251,7 @@ MACS = DataSet(
 # --- WavText5K ---
 
 
-def _wavtext5k(folder: Folder, config: str) -> Iterator[Clip]:
+def _wavtext5k(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     columns = ("view_link", "title", "description", "fname", "tags")
     rows = defaultdict(list)
     for row in folder.table("WavText5K.csv", columns):
@@ -288,19 +286,11 @@ WAVTEXT5K = DataSet(
 
 # --- LAION-Audio-630K ---
 
-_LAION_SPLITS = ("train", "valid", "test")
 
-
-def _laion(folder: Folder, config: str) -> Iterator[Clip]:
-    shards = {
-        split: sorted(str(path) for root in folder.roots for path in _tars(root, split))
-        for split in _LAION_SPLITS
-    }
-    if not any(shards.values()):
-        raise LayoutError(
-            f"{folder}: no tar files in folders train, valid or test there"
-        )
-    for split, paths in shards.items():
+def _laion(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
+    for split in splits:
+        shards = [path for root in folder.roots for path in root.rglob("*.tar")]
+        paths = sorted(str(path) for path in shards if path.parent.name == split)
         if not paths:
             continue
         source = LaionTarSource(paths)
@@ -308,14 +298,14 @@ def _laion(folder: Folder, config: str) -> Iterator[Clip]:
             yield Clip(
                 split,
                 source.id(index),
-                lambda source=source, index=index: source[index]["audio"],
+                functools.partial(_bytes, source, index),
                 captions=tuple(source.captions(index)),
                 tags=tuple(source.tags(index)),
             )
 
 
-def _tars(root: Path, split: str) -> Iterator[Path]:
-    return (path for path in root.rglob("*.tar") if path.parent.name == split)
+def _bytes(source: LaionTarSource, index: int) -> bytes:
+    return source[index]["audio"]
 
 
 LAION_AUDIO_630K = DataSet(
@@ -325,7 +315,7 @@ LAION_AUDIO_630K = DataSet(
     "by source; see the data cards of LAION-AI/audio-dataset",
     "Wu et al. Large-scale Contrastive Language-Audio Pretraining with Feature Fusion "
     "and Keyword-to-Caption Augmentation. ICASSP 2023",
-    dict.fromkeys(_LAION_SPLITS),
+    dict.fromkeys(("train", "valid", "test")),
     _laion,
     """The shards as LAION lays them out: any folders SOURCE/train, SOURCE/valid and
     SOURCE/test with tar files of .flac and .json pairs.""",

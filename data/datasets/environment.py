@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 from data.datasets.layout import Folder, LayoutError
-from data.datasets.row import Clip, DataSet
+from data.datasets.row import Clip, DataSet, Splits
 
 # --- ESC-50 ---
 
 
-def _esc50(folder: Folder, config: str) -> Iterator[Clip]:
+def _esc50(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     columns = ("filename", "fold", "category", "src_file")
     for row in folder.table("meta/esc50.csv", columns):
         yield Clip(
@@ -42,7 +42,7 @@ ESC50 = DataSet(
 _LIKELY = 2.0  # the middle of the annotators' scale, 0 (very unlikely) to 4
 
 
-def _esc50_actions(folder: Folder, config: str) -> Iterator[Clip]:
+def _esc50_actions(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     known = ("filename", "fold", "target", "category")
     name = "actionvector_one_per_audiofile.csv"
     for row in folder.table(name, known):
@@ -78,7 +78,7 @@ ESC50_ACTIONS = DataSet(
 # --- UrbanSound8K ---
 
 
-def _urbansound8k(folder: Folder, config: str) -> Iterator[Clip]:
+def _urbansound8k(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     columns = ("slice_file_name", "fsID", "start", "end", "fold", "class")
     audio = folder.path("audio")
     for row in folder.table("metadata/UrbanSound8K.csv", columns):
@@ -115,35 +115,31 @@ URBANSOUND8K = DataSet(
 # --- TUT Acoustic Scenes 2017 ---
 
 
-def _tut2017(folder: Folder, config: str) -> Iterator[Clip]:
-    root = "TUT-acoustic-scenes-2017"
-    development, evaluation = f"{root}-development", f"{root}-evaluation"
-    folds = {}
-    for fold in range(1, 5):
-        name = f"{development}/evaluation_setup/fold{fold}_evaluate.txt"
-        for line in folder.lines(name):
-            folds[line.split("\t")[0]] = str(fold)
-    listings = {"development": f"{development}/meta.txt"}
-    # Of the evaluation set, meta.txt is in some copies only.
-    meta = f"{evaluation}/meta.txt"
-    setup = f"{evaluation}/evaluation_setup/evaluate.txt"
-    listings["evaluation"] = meta if folder.find(meta) else setup
-    for split, listing in listings.items():
+def _tut2017(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
+    for split in splits:
+        root = f"TUT-acoustic-scenes-2017-{split}"
+        listing, folds = f"{root}/meta.txt", {}
+        if split == "development":
+            for fold in range(1, 5):
+                for line in folder.lines(
+                    f"{root}/evaluation_setup/fold{fold}_evaluate.txt"
+                ):
+                    folds[line.split("\t")[0]] = str(fold)
+        elif not folder.find(listing):  # in some copies only
+            listing = f"{root}/evaluation_setup/evaluate.txt"
         for line in folder.lines(listing):
             file, label, *_ = [*line.split("\t"), ""]
             if not label:
                 raise LayoutError(
                     f"{folder.path(listing)}: {line!r} has no scene after a tab"
                 )
+            name = file.removeprefix("audio/")
             yield Clip(
                 split,
-                file.removeprefix("audio/"),
-                folder.sound(
-                    file.removeprefix("audio/").removesuffix(".wav"),
-                    inside=(f"{root}-{split}",),
-                ),
+                name,
+                folder.sound(name.removesuffix(".wav"), inside=(root,)),
                 tags=(label.strip(),),
-                fold=folds.get(file, "") if split == "development" else "",
+                fold=folds.get(file, ""),
             )
 
 
@@ -176,8 +172,8 @@ TUT2017 = DataSet(
 # --- SESA ---
 
 
-def _sesa(folder: Folder, config: str) -> Iterator[Clip]:
-    for split in ("train", "test"):
+def _sesa(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
+    for split in splits:
         for path in folder.sounds(split):
             label = path.stem.rsplit("_", 1)[0]
             yield Clip(split, path.name, path, tags=(label,))

@@ -3,26 +3,26 @@
 from collections.abc import Iterator
 
 from data.datasets.layout import Folder, LayoutError
-from data.datasets.row import FULL, Clip, DataSet
+from data.datasets.row import FULL, Clip, DataSet, Splits
 
 # --- GTZAN ---
 
 _FAULT_FILTERED = {"train": "train", "validation": "valid", "test": "test"}
 
 
-def _gtzan(folder: Folder, config: str) -> Iterator[Clip]:
-    splits = {}
+def _gtzan(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
+    listed = {}
     if config == "fault_filtered":
         for split, name in _FAULT_FILTERED.items():
             for line in folder.lines(f"{name}_filtered.txt"):
-                splits[line.rsplit("/", 1)[-1].rsplit(".", 1)[0]] = split
+                listed[line.rsplit("/", 1)[-1].rsplit(".", 1)[0]] = split
     for path in folder.sounds():
         genre = path.parent.name
         if not path.name.startswith(f"{genre}."):
             raise LayoutError(
                 f"{path}: expected <genre>/<genre>.00000.wav, the folder is {genre!r}"
             )
-        split = splits.get(path.stem, "excluded") if splits else FULL
+        split = listed.get(path.stem, "excluded") if listed else FULL
         yield Clip(split, path.name, path, tags=(genre,))
 
 
@@ -55,7 +55,7 @@ GTZAN = DataSet(
 # --- GTZAN music/speech ---
 
 
-def _gtzan_music_speech(folder: Folder, config: str) -> Iterator[Clip]:
+def _gtzan_music_speech(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     for label in ("music", "speech"):
         for path in folder.sounds(f"{label}_wav"):
             yield Clip(FULL, f"{label}/{path.name}", path, tags=(label,))
@@ -76,7 +76,7 @@ GTZAN_MUSIC_SPEECH = DataSet(
 # --- Beijing Opera ---
 
 
-def _beijing_opera(folder: Folder, config: str) -> Iterator[Clip]:
+def _beijing_opera(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     for path in folder.sounds():
         parts = path.stem.split("__")[-1].split("-")
         if len(parts) < 2:
@@ -90,7 +90,7 @@ BEIJING_OPERA = DataSet(
     "beijing_opera",
     "Beijing Opera percussion instruments: single strokes of 4 instruments",
     "https://zenodo.org/records/1285212",
-    "CC BY-NC 4.0",
+    "Creative Commons; see the homepage",
     "Tian, Srinivasamurthy, Sandler, Serra. A study of instrument-wise onset detection "
     "in Beijing Opera percussion ensembles. ICASSP 2014",
     {FULL: 236},
@@ -106,14 +106,9 @@ BEIJING_OPERA = DataSet(
 # --- NSynth ---
 
 
-def _nsynth(folder: Folder, config: str) -> Iterator[Clip]:
-    for split, part in {
-        "train": "train",
-        "validation": "valid",
-        "test": "test",
-    }.items():
-        if not folder.find(f"nsynth-{part}"):
-            continue  # counted as missing where the split is wanted
+def _nsynth(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
+    for split in splits:
+        part = "valid" if split == "validation" else split
         audio = folder.path(f"nsynth-{part}/audio")
         notes = folder.json(f"nsynth-{part}/examples.json")
         for name, note in notes.items():
@@ -159,7 +154,7 @@ NSYNTH = DataSet(
 _TONICS = {"b": "B", "c": "C", "csh": "C#", "d": "D", "dsh": "D#", "e": "E"}
 
 
-def _mridangam(folder: Folder, config: str) -> Iterator[Clip]:
+def _mridangam(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     for path in folder.sounds():
         parts = path.stem.split("__")[-1].split("-")
         if len(parts) != 3 or parts[1] not in _TONICS:

@@ -9,7 +9,7 @@ from clap_jax import config as config_lib
 from clap_jax.pipeline import manifest, tables
 from clap_jax.pipeline.sources import Source
 from data.datasets.layout import Folder
-from data.datasets.row import Clip, DataSet
+from data.datasets.row import Clip, DataSet, Splits
 
 SPLIT = "train"
 """The one split of a table that is not split by a column."""
@@ -36,9 +36,9 @@ def _audio(source: Source, index: int) -> bytes:
 def row(name: str, sources: Mapping[str, Source], title: str) -> DataSet:
     """A row whose splits are sources of encoded audio."""
 
-    def read(folder: Folder, config: str) -> Iterator[Clip]:
-        for split, source in sources.items():
-            yield from clips(source, split)
+    def read(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
+        for split in splits:
+            yield from clips(sources[split], split)
 
     return DataSet(
         name=name,

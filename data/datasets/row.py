@@ -1,12 +1,14 @@
 """What a data set is to its builder: a row of facts, and a function that lists clips."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from data.datasets.layout import Folder
+
+Splits = Sequence[str]
 
 FULL = "full"
 """The split of a data set that its authors did not split."""
@@ -40,8 +42,9 @@ class Clip(NamedTuple):
 class DataSet:
     """A row of the table of data sets.
 
-    read: lists the clips that a folder holds, for a config ("" where there are none).
-        Raises `LayoutError` for a folder that is not as published.
+    read: lists the clips that a folder holds, for a config ("" where there are none) and
+        some splits, without a look at what only others need; clips of others may come
+        too. Raises `LayoutError` for a folder that is not as published.
     splits: clips in each official split; None where the number is not published, or
         changes.
     get: what to fetch, and how the folder must look; "" if it needs no folder.
@@ -60,7 +63,7 @@ class DataSet:
     licence: str
     citation: str
     splits: Mapping[str, int | None]
-    read: Callable[[Folder, str], Iterable[Clip]]
+    read: Callable[[Folder, str, Splits], Iterable[Clip]]
     get: str
     urls: tuple[str, ...] = ()
     archives: tuple[str, ...] = ("*.zip", "*.tar.gz", "*.tgz")

@@ -8,7 +8,7 @@ from pathlib import Path
 import soundfile
 
 from data.datasets.layout import Folder, LayoutError
-from data.datasets.row import FULL, Clip, DataSet
+from data.datasets.row import FULL, Clip, DataSet, Splits
 
 # --- CREMA-D ---
 
@@ -22,7 +22,7 @@ _CREMA_D = {
 }
 
 
-def _crema_d(folder: Folder, config: str) -> Iterator[Clip]:
+def _crema_d(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     for path in folder.sounds("AudioWAV"):
         parts = path.stem.split("_")
         yield Clip(FULL, path.name, path, tags=(_coded(path, parts, 2, _CREMA_D),))
@@ -62,7 +62,7 @@ _RAVDESS = dict(
 )
 
 
-def _ravdess(folder: Folder, config: str) -> Iterator[Clip]:
+def _ravdess(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     for path in folder.sounds():
         parts = path.stem.split("-")
         if parts[:2] == ["03", "01"]:  # sound alone, speech
@@ -96,9 +96,10 @@ _VOCAL_SOUNDS = {
 }
 
 
-def _vocalsound(folder: Folder, config: str) -> Iterator[Clip]:
-    for split, part in {"train": "tr", "validation": "val", "test": "te"}.items():
-        for row in folder.json(f"datafiles/{part}.json")["data"]:
+def _vocalsound(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
+    parts = {"train": "tr", "validation": "val", "test": "te"}
+    for split in splits:
+        for row in folder.json(f"datafiles/{parts[split]}.json")["data"]:
             # A path on the authors' machine, of which the name counts.
             path = Path(row["wav"])
             label = _coded(path, path.stem.split("_"), 2, _VOCAL_SOUNDS)
@@ -128,7 +129,7 @@ _BACKGROUND = "_background_noise_"
 _RATE_HZ = 16_000
 
 
-def _speech_commands(folder: Folder, config: str) -> Iterator[Clip]:
+def _speech_commands(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     main = folder.path("testing_list.txt").parent
     lists = {
         line: split
@@ -201,7 +202,7 @@ SPEECH_COMMANDS = DataSet(
 # --- LibriCount ---
 
 
-def _libricount(folder: Folder, config: str) -> Iterator[Clip]:
+def _libricount(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     for path in folder.sounds():
         speakers = path.stem.split("_")[0]
         if not speakers.isdecimal() or int(speakers) > 10:

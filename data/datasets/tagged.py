@@ -4,15 +4,18 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from data.datasets.layout import Folder, LayoutError, youtube_link, youtube_names
-from data.datasets.row import Clip, DataSet
+from data.datasets.row import Clip, DataSet, Splits
 
 # --- FSD50K ---
 
 
-def _fsd50k(folder: Folder, config: str) -> Iterator[Clip]:
+def _fsd50k(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     labels = ("fname", "labels", "mids")
     truth = "FSD50K.ground_truth"
-    for part, columns in {"dev": (*labels, "split"), "eval": labels}.items():
+    parts = {"eval": labels} if "test" in splits else {}
+    if set(splits) - {"test"}:
+        parts["dev"] = (*labels, "split")
+    for part, columns in parts.items():
         about = {}
         details = f"FSD50K.metadata/{part}_clips_info_FSD50K.json"
         if folder.find(details):
@@ -53,21 +56,15 @@ FSD50K = DataSet(
 # --- AudioSet ---
 
 
-def _audioset(folder: Folder, config: str) -> Iterator[Clip]:
+def _audioset(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     columns = ("mid", "display_name")
     names = {
         row["mid"]: row["display_name"]
         for row in folder.table("class_labels_indices.csv", columns)
     }
     segments = ("YTID", "start_seconds", "end_seconds", "positive_labels")
-    files = {
-        "balanced_train": "balanced_train_segments.csv",
-        "unbalanced_train": "unbalanced_train_segments.csv",
-        "eval": "eval_segments.csv",
-    }
-    for split, file in files.items():
-        if not folder.find(file):
-            continue  # counted as missing where the split is wanted
+    for split in splits:
+        file = f"{split}_segments.csv"
         for row in folder.table(file, segments, header=False):
             video, start, end = row["YTID"], row["start_seconds"], row["end_seconds"]
             mids = row["positive_labels"].strip(' "').split(",")
@@ -111,7 +108,7 @@ AUDIOSET = DataSet(
 # --- VGGSound ---
 
 
-def _vggsound(folder: Folder, config: str) -> Iterator[Clip]:
+def _vggsound(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     columns = ("youtube_id", "start_seconds", "label", "split")
     for row in folder.table("vggsound.csv", columns, header=False):
         video, start = row["youtube_id"], row["start_seconds"]
@@ -144,9 +141,9 @@ VGGSOUND = DataSet(
 # --- DCASE 2017 task 4 ---
 
 
-def _dcase2017_task4(folder: Folder, config: str) -> Iterator[Clip]:
+def _dcase2017_task4(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     columns = ("file", "start_seconds", "end_seconds", "label")
-    for split in ("training", "testing", "evaluation"):
+    for split in splits:
         name = f"groundtruth_weak_label_{split}_set.csv"
         clips = defaultdict(list)
         for row in folder.table(name, columns, delimiter="\t", header=False):

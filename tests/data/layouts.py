@@ -114,11 +114,25 @@ def musiccaps() -> tuple[Files, list[Row]]:
     header = ("ytid", "start_s", "end_s", "audioset_positive_labels", "aspect_list")
     header += ("caption", "author_id", "is_balanced_subset", "is_audioset_eval")
     rows = [
-        ("aa", 30, 40, "/m/1", "['low, slow', 'piano']", "A slow\npiano.", 4, False, False),
+        (
+            "aa",
+            30,
+            40,
+            "/m/1",
+            "['low, slow', 'piano']",
+            "A slow\npiano.",
+            4,
+            False,
+            False,
+        ),
         ("-b", 10, 20, "/m/2", "['drums']", "Drums, fast.", 5, False, True),
     ]
     text = table(header, *rows).replace("A slow\npiano.", '"A slow\npiano."')
-    files: Files = {"musiccaps-public.csv": text, "x/aa.mp3": wav(0), "y/-b.wav": wav(1)}
+    files: Files = {
+        "musiccaps-public.csv": text,
+        "x/aa.mp3": wav(0),
+        "y/-b.wav": wav(1),
+    }
     return files, [
         ("train", "aa", ("A slow piano.",), ("low, slow", "piano")),
         ("eval", "-b", ("Drums, fast.",), ("drums",)),
@@ -135,7 +149,9 @@ def wavcaps() -> tuple[Files, list[Row]]:
     files: Files = {}
     clips: list[Row] = []
     for number, (split, (name, file, clip)) in enumerate(names.items()):
-        data = [{"id": clip, "caption": f"{name} is heard.", "author": "A", "href": "h"}]
+        data = [
+            {"id": clip, "caption": f"{name} is heard.", "author": "A", "href": "h"}
+        ]
         content = json.dumps({"num_captions_per_audio": 1, "data": data})
         files[f"json_files/{name}/{file}"] = content
         stem = clip.removesuffix(".wav")
@@ -208,7 +224,8 @@ def laion_audio_630k() -> tuple[Files, list[Row]]:
     rows += [("train", "BBCSoundEffects/train/0/001", 1)]
     rows += [("train", "sonniss/train/0/003", 3), ("test", "0/002", 2)]
     return files, [
-        (split, name, (f"number {n}", f"sound {n}"), ("tone",)) for split, name, n in rows
+        (split, name, (f"number {n}", f"sound {n}"), ("tone",))
+        for split, name, n in rows
     ]
 
 
@@ -382,7 +399,9 @@ def tut2017() -> tuple[Files, list[Row]]:
     for number, (name, label, _) in enumerate(development):
         files[f"{root}-development/audio/{name}"] = wav(number)
         lines = f"audio/{name}\t{label}\n"
-        files[f"{root}-development/evaluation_setup/fold{number + 1}_evaluate.txt"] = lines
+        files[f"{root}-development/evaluation_setup/fold{number + 1}_evaluate.txt"] = (
+            lines
+        )
         files[f"{root}-development/evaluation_setup/fold{number + 3}_evaluate.txt"] = ""
     return files, [
         ("development", "b020_90_100.wav", (), ("beach",)),
@@ -490,7 +509,10 @@ def crema_d() -> tuple[Files, list[Row]]:
 
 
 def ravdess() -> tuple[Files, list[Row]]:
-    names = {"03-01-01-01-01-01-01.wav": "neutral", "03-01-08-02-02-02-24.wav": "surprised"}
+    names = {
+        "03-01-01-01-01-01-01.wav": "neutral",
+        "03-01-08-02-02-02-24.wav": "surprised",
+    }
     files: Files = {
         f"Actor_{name[-6:-4]}/{name}": wav(n) for n, name in enumerate(names)
     }
@@ -537,9 +559,15 @@ def speech_commands(config: str) -> tuple[Files, list[Row]]:
     rows = [
         ("train", names[0], "yes"),
         ("train", names[3], "unknown"),
-        *(("train", f"{background}/pink_noise_{n}", "silence") for n in (0, 8000, 16000)),
+        *(
+            ("train", f"{background}/pink_noise_{n}", "silence")
+            for n in (0, 8000, 16000)
+        ),
         ("validation", names[1], "unknown"),
-        *(("validation", f"{background}/running_tap_{n}", "silence") for n in (0, 8000)),
+        *(
+            ("validation", f"{background}/running_tap_{n}", "silence")
+            for n in (0, 8000)
+        ),
         ("test", "yes/aa_nohash_0.wav", "yes"),
         ("test", "_unknown_/bed_aa_nohash_0.wav", "unknown"),
         ("test", "_silence_/1.wav", "silence"),

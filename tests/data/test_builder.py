@@ -21,6 +21,7 @@ from tests.data import layouts
 from tests.data.test_datasets import prepared, shrunk
 
 ESC50, ESC50_CLIPS = layouts.esc50()
+AUDIOSET = SETS["audioset"]
 ROW = shrunk(SETS["esc50"], "", ESC50_CLIPS)
 
 
@@ -61,11 +62,13 @@ def test_clips_that_are_not_there_are_named_and_may_be_left_out(tmp_path):
 
 
 def test_nothing_at_all_says_what_is_needed(tmp_path):
-    layouts.write(tmp_path, {"balanced_train_segments.csv": "", "ontology.json": "[]"})
-    table = {"class_labels_indices.csv": "index,mid,display_name\n"}
-    folder = layouts.write(tmp_path, table)
-    with pytest.raises(LayoutError, match="audioset: no clips in .* It needs balanced_"):
-        gathered(folder, SETS["audioset"])
+    tables = {f"{split}_segments.csv": "# of nothing\n" for split in AUDIOSET.splits}
+    tables["class_labels_indices.csv"] = "index,mid,display_name\n"
+    folder = layouts.write(tmp_path, tables)
+    with pytest.raises(
+        LayoutError, match="audioset: no clips in .* It needs balanced_"
+    ):
+        gathered(folder, AUDIOSET)
 
 
 def test_unknown_splits_and_configs_are_refused(tmp_path):
@@ -114,7 +117,9 @@ def test_shards_are_made_by_size(tmp_path):
 
 
 def test_several_shards_are_read_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(builder, "shards", functools.partial(builder.shards, shard_bytes=1))
+    monkeypatch.setattr(
+        builder, "shards", functools.partial(builder.shards, shard_bytes=1)
+    )
     layouts.write(tmp_path / "manual", layouts.audiocaps()[0])
     row = shrunk(SETS["audiocaps"], "", layouts.audiocaps()[1])
     made = prepared(tmp_path, row)
@@ -160,6 +165,13 @@ def test_archives_are_unpacked_where_they_lie(tmp_path, kind):
     assert [path.name for path in (tmp_path / "manual").iterdir()] == [
         f"ESC-50-master.{kind}"
     ]
+
+
+def test_archives_beside_what_was_in_them_are_left_alone(tmp_path):
+    layouts.write(tmp_path / "manual", {**ESC50, "ESC-50-master.zip": archive("zip")})
+    prepared(tmp_path, ROW)
+    assert len(TfdsSource("esc50", "all", tmp_path / "tfds")) == 5
+    assert not list((tmp_path / "tfds" / "downloads").rglob("ESC-50*"))
 
 
 def test_unpacking_happens_once_and_whole(tmp_path):

@@ -47,7 +47,9 @@ def test_a_set_by_its_name(esc50, tmp_path, capsys):
     assert "esc50: 5 clips (fold1 1, fold2 1, fold3 1, fold4 1, fold5 1)" in said
     assert f"Prepared: {folder}\n" in said and "Licence: CC BY-NC 3.0" in said
     # The line for a config does what it says.
-    line = said[said.index("config.data.sources = (") + len("config.data.sources = (") :]
+    line = said[
+        said.index("config.data.sources = (") + len("config.data.sources = (") :
+    ]
     section = json.loads(line[: line.index("},") + 1])
     assert section.pop("kind") == "tfds"
     assert len(TfdsSource(**section)) == 1

@@ -40,7 +40,7 @@ def clip(split: str, number: int) -> Clip:
 
 
 def row(name: str = "tiny", configs: dict | None = None) -> DataSet:
-    def read(folder, config):
+    def read(folder, config, splits):
         yield from (clip("train", number) for number in range(TRAIN))
         yield from (clip("test", TRAIN + number) for number in range(TEST))
 
@@ -247,7 +247,9 @@ def test_batches_are_made_of_it(data_dir):
     for together in (1, 4):
         options = {"batch_size": 8, "seed": 3, "threads": 2, "prefetch": 2}
         iterator = iter(
-            train_dataset(sources, prepare, tokenizer, read_together=together, **options)
+            train_dataset(
+                sources, prepare, tokenizer, read_together=together, **options
+            )
         )
         batches.append([next(iterator) for _ in range(2)])
         iterator.close()
