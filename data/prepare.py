@@ -1,4 +1,4 @@
-"""Prepare data sets as TFDS ArrayRecord files: `python -m data.prepare esc50 --help`."""
+"""Prepare data sets as ArrayRecord files: `python -m data.prepare esc50 --help`."""
 
 import argparse
 import json
@@ -17,8 +17,8 @@ from data.datasets.row import DataSet
 
 USAGE = """\
 python -m data.prepare list                  the data sets, their licences and splits
-python -m data.prepare NAME --help           what to fetch for one, and how it must look
-python -m data.prepare NAME [options]        prepare it; NAME/CONFIG where it has configs
+python -m data.prepare NAME --help           what to fetch, and how it must look
+python -m data.prepare NAME [options]        prepare it (NAME/CONFIG if it has configs)
 python -m data.prepare manifest --table=...  pack any table or folder of sounds
 """
 
@@ -183,7 +183,7 @@ def _manifest_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--options",
         default="{}",
-        help="JSON of options of clap_jax.pipeline.manifest.ManifestSource, for example "
+        help="JSON of options of clap_jax.pipeline.manifest.ManifestSource, such as "
         '\'{"caption_columns": ["title"], "merge_rows": true}\'',
     )
     parser.set_defaults(manual_dir="")
@@ -201,8 +201,8 @@ def _with_common(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow_partial",
         action="store_true",
-        help="prepare what is there when clips are missing; the message at the end says "
-        "how many are",
+        help="prepare what is there when clips are missing; the message at the end "
+        "says how many are",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="prepare it anew where it is there"

@@ -48,8 +48,8 @@ class TfdsSource:
         is every split.
     data_dir: where prepared data sets are; "": TFDS_DATA_DIR, or ~/tensorflow_datasets.
     templates: sentences with one {} for the label, for captions made from labels.
-    captions_from: "captions" (those of the data set), "tags" (templates with labels), or
-        "auto": its captions where a clip has some, else its tags.
+    captions_from: "captions" (those of the data set), "tags" (templates with labels),
+        or "auto": its captions where a clip has some, else its tags.
 
     Raises TfdsError for what is not there, with the command that prepares it.
     """
@@ -196,10 +196,8 @@ def find(dataset: str | os.PathLike, data_dir: str | os.PathLike = "") -> str:
             return str(_newest(folder / config))
     there = sorted(path.name for path in folder.glob("*") if _newest(path))
     if there:
-        raise TfdsError(
-            f"{dataset} is prepared as {', '.join(f'{dataset}/{name}' for name in there)}"
-            f" in {root}: name one of them"
-        )
+        names = ", ".join(f"{dataset}/{name}" for name in there)
+        raise TfdsError(f"{dataset} is prepared as {names} in {root}: name one of them")
     raise TfdsError(
         f"{dataset} is not prepared in {root}: run `python -m data.prepare {dataset} "
         f"--data_dir={root}` from the repository (`--help` says what it needs), or set "
@@ -238,15 +236,14 @@ def _open(folder: str, split: str) -> tuple[Any, list[tuple[str, int, int]]]:
         instructions = infos[wanted].file_instructions
         records = builder.as_data_source(split=wanted)
     except (ValueError, KeyError, AssertionError, NotImplementedError) as error:
+        there = ", ".join(f"{name} {info.num_examples}" for name, info in infos.items())
         raise TfdsError(
-            f"{folder}: cannot read the split {split!r} (there: "
-            f"{', '.join(f'{name} {info.num_examples}' for name, info in infos.items())})"
-            f": {error}"
+            f"{folder}: cannot read the split {split!r} (there: {there}): {error}"
         ) from None
     starts: dict[str, tuple[str, int]] = {}
     for name, info in infos.items():
         edges = np.cumsum([0, *info.shard_lengths])
-        for path, start in zip(info.filepaths, edges):
+        for path, start in zip(info.filepaths, edges[:-1], strict=True):
             starts[os.fspath(path)] = name, int(start)
     places = []
     for part in instructions:
@@ -260,7 +257,7 @@ def _open(folder: str, split: str) -> tuple[Any, list[tuple[str, int, int]]]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Where TFDS opens a data set: protobuf 6 warns that it is asked for something old."""
+    """Around TFDS opening a data set: protobuf warns of how TFDS asks it for fields."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         yield
@@ -270,7 +267,7 @@ def quiet() -> Iterator[None]:
 
 
 def write_index(folder: str, split: str, headers: Iterable[Mapping[str, Any]]) -> None:
-    """Write the index of a split; headers have the INDEX_KEYS, in the records' order."""
+    """Write the index of a split; headers in the order of records, with INDEX_KEYS."""
     with (
         open(os.path.join(folder, INDEX.format(split)), "wb") as file,
         # Without the time, so that the same clips give the same file.

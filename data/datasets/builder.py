@@ -1,8 +1,8 @@
 """The one TFDS builder behind all data sets: clips of a row, checked, as ArrayRecord.
 
-Audio is kept as it was published, byte for byte. No TensorFlow: that is why shards are
-made by size here (TFDS's own shuffling needs TensorFlow for more than 1 GB), in an order
-that the clips' ids give, and archives are unpacked by `layout.unpack`.
+Audio is kept as it was published, byte for byte. No TensorFlow: that is why shards
+are made by size here, in an order that the clips' ids give (TFDS's own shuffling needs
+TensorFlow for more than 1 GB), and archives are unpacked by `layout.unpack`.
 """
 
 import functools
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+import tqdm
 
 from clap_jax.pipeline import tfds as tfds_source
 from data.datasets.layout import Folder, LayoutError, unpack
@@ -55,8 +56,8 @@ def features() -> tfds.features.FeaturesDict:
 class ClipBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """Writes the clips of a row. `make` gives one for a row.
 
-    splits: only these; () for all. allow_partial: leave out what is not there. download:
-    fetch the archives of the row, in place of a folder.
+    splits: only these; () for all. allow_partial: leave out what is not there.
+    download: fetch the archives of the row, in place of a folder.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -75,6 +76,11 @@ class ClipBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self._wanted, self._allow_partial = tuple(splits), allow_partial
         self._download = download
         super().__init__(**options)
+
+    def _download_and_prepare(self, *arguments: Any, **options: Any) -> None:
+        # On a terminal only.
+        with tqdm.tqdm(desc=self.row.name, unit=" clips", disable=None) as self._bar:
+            super()._download_and_prepare(*arguments, **options)
 
     def _info(self) -> tfds.core.DatasetInfo:
         row = self.row
@@ -112,8 +118,12 @@ class ClipBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             kept = folder.find(name)
             if kept:
                 shutil.copyfile(kept, Path(self.data_path) / f"source-{kept.name}")
+        self._bar.reset(sum(map(len, clips.values())))
         return {
-            split: [functools.partial(_examples, part) for part in shards(own)]
+            split: [
+                functools.partial(_examples, part, self._bar.update)
+                for part in shards(own)
+            ]
             for split, own in clips.items()
         }
 
@@ -132,15 +142,15 @@ class ClipBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             what = str(error).partition(". Create it")[0]
             fetch = ", or --download" if self.row.urls else ""
             raise LayoutError(
-                f"{self.row.name}: {what}. Set --manual_dir to the folder of the data set"
-                f"{fetch}. It needs " + " ".join(self.row.get.split())
+                f"{self.row.name}: {what}. Set --manual_dir to the folder of the data "
+                f"set{fetch}. It needs " + " ".join(self.row.get.split())
             ) from None
         archives = [a for glob in self.row.archives for a in sorted(manual.glob(glob))]
         return Folder([manual]), archives
 
 
 def make(row: DataSet, config: str = "", **options: Any) -> ClipBuilder:
-    """The builder of a row; options: of `ClipBuilder` and of TFDS's builders (data_dir).
+    """The builder of a row; options: of `ClipBuilder` and of TFDS (data_dir).
 
     Raises ValueError for a config that the row does not have.
     """
@@ -186,9 +196,14 @@ def gather(
             f"{row.name} has no split {unknown[0]!r} (splits: {', '.join(published)})"
         )
     splits: dict[str, list[Clip]] = {split: [] for split in wanted or published}
-    for clip in row.read(folder, config, tuple(splits)):
-        if clip.split in splits:
-            splits[clip.split].append(clip)
+    try:
+        for clip in row.read(folder, config, tuple(splits)):
+            if clip.split in splits:
+                splits[clip.split].append(clip)
+    except (KeyError, TypeError, AttributeError) as error:  # of what JSON files hold
+        raise LayoutError(
+            f"{row.name}: a file in {folder} is not as published: {error!r}"
+        ) from None
     if not any(splits.values()):
         raise LayoutError(
             f"{row.name}: no clips in {folder}. It needs " + " ".join(row.get.split())
@@ -276,8 +291,11 @@ def _record(clip: Clip) -> dict[str, Any]:
     return {key: record[key] for key in Clip._fields if key not in ("split", "audio")}
 
 
-def _examples(clips: Sequence[Clip]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _examples(
+    clips: Sequence[Clip], count: Callable[[], Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     for clip in clips:
+        count()
         audio = clip.audio
         content = audio.read_bytes() if isinstance(audio, Path) else audio()
         yield clip.id, {"audio": content, **_record(clip)}

@@ -48,11 +48,11 @@ AUDIOCAPS = DataSet(
     {"train": 49838, "validation": 495, "test": 975},
     _audiocaps,
     """train.csv, val.csv and test.csv of https://github.com/cdjkim/audiocaps
-    (dataset/), and the clips that you cut from the videos: 10 s each, in any folders,
-    named by the video (ID, YID, ID_30, ID_30000) or by the audiocap_id.""",
+    (dataset/), and the clips that you cut from the videos: 10 s each, in any
+    folders, named by the video (ID, YID, ID_30, ID_30000) or by the audiocap_id.""",
     vanishing=True,
-    note="""The numbers are AudioCaps 1's. A clip of validation and test stands in five
-    rows of the csv: it is one clip with five captions here.""",
+    note="""The numbers are AudioCaps 1's. A clip of validation and test stands in
+    five rows of the csv: it is one clip with five captions here.""",
 )
 
 # --- Clotho ---
@@ -114,10 +114,12 @@ CLOTHO = DataSet(
     {"development": 3839, "validation": 1045, "evaluation": 1045},
     _clotho,
     """From https://zenodo.org/records/4783391: clotho_captions_*.csv and
-    clotho_metadata_*.csv of the three splits, and clotho_audio_*.7z, which you unpack
-    (7z x) so that development/, validation/ and evaluation/ lie beside the csv files.""",
-    note="""Evaluation is the test split of papers. LAION's preprocessing calls evaluation
-    "valid" and validation "test"; numbers got there are of the other split.""",
+    clotho_metadata_*.csv of the three splits, and clotho_audio_*.7z, which you
+    unpack (7z x) so that development/, validation/ and evaluation/ lie beside the
+    csv files.""",
+    note="""Evaluation is the test split of papers. LAION's preprocessing calls
+    evaluation "valid" and validation "test"; numbers got there are of the other
+    split.""",
 )
 
 # --- MusicCaps ---
@@ -159,8 +161,8 @@ MUSICCAPS = DataSet(
     """musiccaps-public.csv, and the clips that you cut from the videos, named by the
     video (ID, YID, ID_30, ID_30000), in any folders.""",
     vanishing=True,
-    note="""The splits are those of AudioSet that the videos are in (is_audioset_eval).
-    Labels are the aspects.""",
+    note="""The splits are those of AudioSet that the videos are in
+    (is_audioset_eval). Labels are the aspects.""",
 )
 
 # --- WavCaps ---
@@ -204,12 +206,12 @@ WAVCAPS = DataSet(
         "soundbible": 1232,
     },
     _wavcaps,
-    """json_files/ of https://huggingface.co/datasets/cvssp/WavCaps, and the joined and
-    unpacked Zip_files/, in folders AudioSet_SL_flac, BBC_Sound_Effects_flac,
+    """json_files/ of https://huggingface.co/datasets/cvssp/WavCaps, and the joined
+    and unpacked Zip_files/, in folders AudioSet_SL_flac, BBC_Sound_Effects_flac,
     FreeSound_flac and SoundBible_flac (with or without _flac) at any depth.""",
     archives=(),
-    note="""The sources are the splits. It holds clips that are also in AudioCaps, Clotho,
-    ESC-50, UrbanSound8K and VGGSound: filter before evaluating on these.""",
+    note="""The sources are the splits. It holds clips that are also in AudioCaps,
+    Clotho, ESC-50, UrbanSound8K and VGGSound: filter before evaluating on these.""",
 )
 
 # --- MACS ---
@@ -240,12 +242,13 @@ MACS = DataSet(
     "https://zenodo.org/records/5114771",
     "captions: Tampere University, non-commercial; audio: TAU Urban Acoustic Scenes "
     "2019, non-commercial",
-    "Martin-Morato, Mesaros. Diversity and Bias in Audio Captioning Datasets. DCASE 2021",
+    "Martin-Morato, Mesaros. Diversity and Bias in Audio Captioning Datasets. "
+    "DCASE 2021",
     {"train": 3930},
     _macs,
     """MACS.yaml of https://zenodo.org/records/5114771, and the audio of TAU Urban
-    Acoustic Scenes 2019, development (https://zenodo.org/records/2589280), unpacked or
-    as its zip files.""",
+    Acoustic Scenes 2019, development (https://zenodo.org/records/2589280), unpacked
+    or as its zip files.""",
 )
 
 # --- WavText5K ---
@@ -257,8 +260,10 @@ def _wavtext5k(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
     for row in folder.table("WavText5K.csv", columns):
         rows[row["fname"].strip()].append(row)
     for name, same in rows.items():
-        texts = [" ".join((r["description"] or r["title"]).split()) for r in same]
-        texts = [t or " ".join(r["title"].split()) for t, r in zip(texts, same)]
+        texts = [
+            " ".join(r["description"].split()) or " ".join(r["title"].split())
+            for r in same
+        ]
         yield Clip(
             "train",
             name,
@@ -278,10 +283,10 @@ WAVTEXT5K = DataSet(
     "Interspeech 2023",
     {"train": None},
     _wavtext5k,
-    """WavText5K.csv of https://github.com/microsoft/WavText5K, and the sounds that its
-    process.py downloads, in any folder.""",
-    note="""Where there is no description, the title is the caption. Rows of one file are
-    one clip. The sites take sounds away, so expected is what the csv lists.""",
+    """WavText5K.csv of https://github.com/microsoft/WavText5K, and the sounds that
+    its process.py downloads, in any folder.""",
+    note="""Where there is no description, the title is the caption. Rows of one file
+    are one clip. The sites take sounds away, so expected is what the csv lists.""",
 )
 
 # --- LAION-Audio-630K ---
@@ -321,8 +326,8 @@ LAION_AUDIO_630K = DataSet(
     SOURCE/test with tar files of .flac and .json pairs.""",
     archives=(),
     note="""Shards can also be read as they are (kind laion_tar), without a copy. The
-    corpus: 633,526 pairs of Freesound, Epidemic Sound, BBC Sound Effects, Audiostock,
-    Free To Use Sounds, Sonniss, Paramount Motion and We Sound Effects.""",
+    corpus: 633,526 pairs of Freesound, Epidemic Sound, BBC Sound Effects,
+    Audiostock, Free To Use Sounds, Sonniss, Paramount Motion and We Sound Effects.""",
 )
 
 ROWS = (AUDIOCAPS, CLOTHO, MUSICCAPS, WAVCAPS, MACS, WAVTEXT5K, LAION_AUDIO_630K)

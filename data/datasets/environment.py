@@ -29,12 +29,12 @@ ESC50 = DataSet(
     "Piczak. ESC: Dataset for Environmental Sound Classification. ACM Multimedia 2015",
     {f"fold{fold}": 400 for fold in range(1, 6)},
     _esc50,
-    """https://github.com/karolpiczak/ESC-50, as a clone or its zip file: meta/esc50.csv
-    and audio/.""",
+    """https://github.com/karolpiczak/ESC-50, as a clone or its zip file:
+    meta/esc50.csv and audio/.""",
     urls=("https://github.com/karolpiczak/ESC-50/archive/master.zip",),
     keep=("LICENSE",),
-    note="""The folds are the splits: fold1+fold2+fold3+fold4 trains, fold5 tests; all is
-    what zero-shot numbers are of.""",
+    note="""The folds are the splits: fold1+fold2+fold3+fold4 trains, fold5 tests;
+    all is what zero-shot numbers are of.""",
 )
 
 # --- ESC50-Actions ---
@@ -68,11 +68,12 @@ ESC50_ACTIONS = DataSet(
     "Classification. WASPAA 2021",
     {f"fold{fold}": 400 for fold in range(1, 6)},
     _esc50_actions,
-    """ESC-50 as for esc50, and action_vectors_dataset/actionvector_one_per_audiofile.csv
-    of the homepage beside it.""",
-    note="""The authors publish mean ratings from 0 to 4 and no labels. Here a clip has the
-    actions rated 2 or more, or its highest ones where none is: our choice, so that
-    numbers compare with others' only roughly.""",
+    """ESC-50 as for esc50, and
+    action_vectors_dataset/actionvector_one_per_audiofile.csv of the homepage beside
+    it.""",
+    note="""The authors publish mean ratings from 0 to 4 and no labels. Here a clip
+    has the actions rated 2 or more, or its highest ones where none is: our choice,
+    so that numbers compare with others' only roughly.""",
 )
 
 # --- UrbanSound8K ---
@@ -108,8 +109,8 @@ URBANSOUND8K = DataSet(
     """UrbanSound8K.tar.gz, or what it holds: UrbanSound8K/metadata and
     UrbanSound8K/audio.""",
     urls=("https://zenodo.org/record/1203745/files/UrbanSound8K.tar.gz",),
-    note="""The ten folds are the splits. Other folds put slices of one recording on both
-    sides, and numbers got so are too high.""",
+    note="""The ten folds are the splits. Other folds put slices of one recording on
+    both sides, and numbers got so are too high.""",
 )
 
 # --- TUT Acoustic Scenes 2017 ---

@@ -64,9 +64,9 @@ class Folder:
     ) -> Iterator[dict[str, str]]:
         """Rows of a table by column.
 
-        columns: those that must be there; without a header, all of them in order. Lines
-        that begin with "# " are comments where there is no header. Text is UTF-8, or else
-        Latin-1 (Clotho's metadata). Raises LayoutError naming the line.
+        columns: those that must be there; without a header, all of them in order. Where
+        there is no header, lines that begin with "# " are comments. Text is UTF-8, or
+        else Latin-1 (Clotho's metadata). Raises LayoutError naming the line.
         """
         path = self.path(name)
         content = path.read_bytes()

@@ -34,8 +34,8 @@ GTZAN = DataSet(
     "Tzanetakis, Cook. Musical genre classification of audio signals. IEEE TSAP 2002",
     {FULL: 1000},
     _gtzan,
-    """The folder of genres: blues/blues.00000.wav (or .au) ... rock/rock.00099.wav. For
-    the fault-filtered splits also train_filtered.txt, valid_filtered.txt and
+    """The folder of genres: blues/blues.00000.wav (or .au) ... rock/rock.00099.wav.
+    For the fault-filtered splits also train_filtered.txt, valid_filtered.txt and
     test_filtered.txt (https://github.com/coreyker/dnn-mgr, gtzan/) beside it.""",
     configs={
         "genres": None,
@@ -47,9 +47,9 @@ GTZAN = DataSet(
         },
     },
     note="""GTZAN has repetitions, mislabelled and distorted pieces (Sturm, arXiv
-    1306.1461): config fault_filtered has the splits of Kereliuk, Sturm, Larsen (IEEE TMM
-    2015), and what they left out as split excluded. Config genres is all 1000; jazz.00054
-    is broken in some copies.""",
+    1306.1461): config fault_filtered has the splits of Kereliuk, Sturm, Larsen (IEEE
+    TMM 2015), and what they left out as split excluded. Config genres is all 1000;
+    jazz.00054 is broken in some copies.""",
 )
 
 # --- GTZAN music/speech ---

@@ -1,4 +1,4 @@
-"""What a data set is to its builder: a row of facts, and a function that lists clips."""
+"""What a data set is to its builder: a row of facts, and what lists its clips."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,9 +42,9 @@ class Clip(NamedTuple):
 class DataSet:
     """A row of the table of data sets.
 
-    read: lists the clips that a folder holds, for a config ("" where there are none) and
-        some splits, without a look at what only others need; clips of others may come
-        too. Raises `LayoutError` for a folder that is not as published.
+    read: lists the clips that a folder holds, for a config ("" where there are none)
+        and some splits, without a look at what only others need; clips of others may
+        come too. Raises `LayoutError` for a folder that is not as published.
     splits: clips in each official split; None where the number is not published, or
         changes.
     get: what to fetch, and how the folder must look; "" if it needs no folder.

@@ -49,17 +49,22 @@ CREMA_D = DataSet(
     {FULL: 7442},
     _crema_d,
     """A clone of the homepage (git lfs pull), of which AudioWAV/ is needed.""",
-    note="""Labels are the emotions that were intended. 1076_MTI_SAD_XX.wav is silent.""",
+    note="""Labels are the emotions that were intended. 1076_MTI_SAD_XX.wav is
+    silent.""",
 )
 
 # --- RAVDESS ---
 
-_RAVDESS = dict(
-    zip(
-        (f"{number:02d}" for number in range(1, 9)),
-        ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"),
-    )
-)
+_RAVDESS = {
+    "01": "neutral",
+    "02": "calm",
+    "03": "happy",
+    "04": "sad",
+    "05": "angry",
+    "06": "fearful",
+    "07": "disgust",
+    "08": "surprised",
+}
 
 
 def _ravdess(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
@@ -74,12 +79,12 @@ RAVDESS = DataSet(
     "RAVDESS: two sentences in 8 emotions by 24 actors",
     "https://zenodo.org/records/1188976",
     "CC BY-NC-SA 4.0",
-    "Livingstone, Russo. The Ryerson Audio-Visual Database of Emotional Speech and Song. "
-    "PLoS ONE 2018",
+    "Livingstone, Russo. The Ryerson Audio-Visual Database of Emotional Speech and "
+    "Song. PLoS ONE 2018",
     {FULL: 1440},
     _ravdess,
-    """Audio_Speech_Actors_01-24.zip of https://zenodo.org/records/1188976, or what it
-    holds: Actor_01/ ... Actor_24/.""",
+    """Audio_Speech_Actors_01-24.zip of https://zenodo.org/records/1188976, or what
+    it holds: Actor_01/ ... Actor_24/.""",
     urls=("https://zenodo.org/record/1188976/files/Audio_Speech_Actors_01-24.zip",),
     note="Speech only: songs (vocal channel 02) and videos are left out.",
 )
@@ -118,8 +123,8 @@ VOCALSOUND = DataSet(
     """vs_release_16k.zip (or 44k) of the homepage, or what it holds: audio_16k/ and
     datafiles/tr.json, val.json, te.json.""",
     urls=("https://www.dropbox.com/s/c5ace70qh1vbyzb/vs_release_16k.zip?dl=1",),
-    note="""Some recordings cannot be decoded (those of speakers m0600 and m0072 among
-    them): training and evaluation count them as bad clips.""",
+    note="""Some recordings cannot be decoded (those of speakers m0600 and m0072
+    among them): training and evaluation count them as bad clips.""",
 )
 
 # --- Speech Commands ---
@@ -194,9 +199,9 @@ SPEECH_COMMANDS = DataSet(
         "words": None,
         "commands": {"train": 85511, "validation": 10102, "test": 4890},
     },
-    note="""Config words: all 35. Config commands: ten of them, unknown and silence; its
-    test set is the published one of 4890 clips, and silence in training and validation
-    is cut from the background noises as TFDS does.""",
+    note="""Config words: all 35. Config commands: ten of them, unknown and silence;
+    its test set is the published one of 4890 clips, and silence in training and
+    validation is cut from the background noises as TFDS does.""",
 )
 
 # --- LibriCount ---

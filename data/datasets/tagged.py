@@ -41,16 +41,16 @@ FSD50K = DataSet(
     "FSD50K: 200 classes of AudioSet's ontology on sounds of Freesound",
     "https://zenodo.org/records/4060432",
     "CC BY 4.0; audio by clip (Creative Commons)",
-    "Fonseca, Favory, Pons, Font, Serra. FSD50K: an Open Dataset of Human-Labeled Sound "
-    "Events. IEEE/ACM TASLP 2022",
+    "Fonseca, Favory, Pons, Font, Serra. FSD50K: an Open Dataset of Human-Labeled "
+    "Sound Events. IEEE/ACM TASLP 2022",
     {"train": 36796, "validation": 4170, "test": 10231},
     _fsd50k,
-    """All of https://zenodo.org/records/4060432. Join the parts of the audio first (zip
-    -s 0 FSD50K.dev_audio.zip --out dev.zip), and unpack: FSD50K.dev_audio,
+    """All of https://zenodo.org/records/4060432. Join the parts of the audio first
+    (zip -s 0 FSD50K.dev_audio.zip --out dev.zip), and unpack: FSD50K.dev_audio,
     FSD50K.eval_audio, FSD50K.ground_truth and FSD50K.metadata.""",
     archives=(),
-    note="""Captions are title and description, as MS-CLAP 2022 trained on them, where
-    FSD50K.metadata is there; captions_from="tags" makes them of the labels.""",
+    note="""Captions are title and description, as MS-CLAP 2022 trained on them,
+    where FSD50K.metadata is there; captions_from="tags" makes them of the labels.""",
 )
 
 # --- AudioSet ---
@@ -94,11 +94,12 @@ AUDIOSET = DataSet(
     "ICASSP 2017",
     {"balanced_train": 22160, "unbalanced_train": 2041789, "eval": 20371},
     _audioset,
-    """balanced_train_segments.csv, unbalanced_train_segments.csv, eval_segments.csv and
-    class_labels_indices.csv of https://research.google.com/audioset/download.html,
-    ontology.json of https://github.com/audioset/ontology, and the clips that you cut
-    from the videos, named by the video (ID, YID, ID_30, ID_30000, YID_30.000_40.000),
-    in any folders. --splits=balanced_train,eval for less than all.""",
+    """balanced_train_segments.csv, unbalanced_train_segments.csv, eval_segments.csv
+    and class_labels_indices.csv of
+    https://research.google.com/audioset/download.html, ontology.json of
+    https://github.com/audioset/ontology, and the clips that you cut from the videos,
+    named by the video (ID, YID, ID_30, ID_30000, YID_30.000_40.000), in any folders.
+    --splits=balanced_train,eval for less than all.""",
     archives=(),
     keep=("ontology.json", "class_labels_indices.csv"),
     vanishing=True,
@@ -132,8 +133,8 @@ VGGSOUND = DataSet(
     "ICASSP 2020",
     {"train": None, "test": None},
     _vggsound,
-    """vggsound.csv of the homepage, and the sound of the clips, named ID_000030 (start
-    in six digits), ID or ID_30, in any folders.""",
+    """vggsound.csv of the homepage, and the sound of the clips, named ID_000030
+    (start in six digits), ID or ID_30, in any folders.""",
     vanishing=True,
     note="Expected are the clips that vggsound.csv lists.",
 )
@@ -174,9 +175,9 @@ DCASE2017_TASK4 = DataSet(
     _dcase2017_task4,
     """groundtruth_weak_label_training_set.csv, ..._testing_set.csv and
     ..._evaluation_set.csv of the task's repository
-    (https://github.com/ankitshah009/Task-4-Large-scale-weakly-supervised-sound-event-
-    detection-for-smart-cars, groundtruth_release/), and the clips of its three archives,
-    whose passwords the challenge gives (Y<video>_<start>_<end>.wav), in any folders.""",
+    (https://github.com/ankitshah009/Task-4-Large-scale-weakly-supervised-sound-event-detection-for-smart-cars,
+    groundtruth_release/), and the clips of its three archives, whose passwords the
+    challenge gives (Y<video>_<start>_<end>.wav), in any folders.""",
     archives=(),
     vanishing=True,
     note="A clip with several rows has several labels. Papers test on evaluation.",

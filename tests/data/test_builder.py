@@ -1,4 +1,4 @@
-"""The builder: numbers that must be right, archives, downloads, shards, what is kept."""
+"""The builder: numbers that must be right, archives, downloads, shards, records."""
 
 import dataclasses
 import functools
@@ -17,10 +17,11 @@ from clap_jax.pipeline.tfds import TfdsSource
 from data.datasets import SETS, builder, layout
 from data.datasets.layout import Folder, LayoutError
 from data.datasets.row import Clip
-from tests.data import layouts
+from tests.data.layouts import captioned, environment, speech, tagged
+from tests.data.layouts.files import write
 from tests.data.test_datasets import prepared, shrunk
 
-ESC50, ESC50_CLIPS = layouts.esc50()
+ESC50, ESC50_CLIPS = environment.esc50()
 AUDIOSET = SETS["audioset"]
 ROW = shrunk(SETS["esc50"], "", ESC50_CLIPS)
 
@@ -30,7 +31,7 @@ def gathered(folder: Path, row=ROW, **options) -> dict[str, list[Clip]]:
 
 
 def test_published_numbers_are_expected(tmp_path):
-    folder = layouts.write(tmp_path, ESC50)
+    folder = write(tmp_path, ESC50)
     with pytest.raises(LayoutError, match="esc50, fold1: 1 clips found, 400 expected"):
         gathered(folder, SETS["esc50"])
     more = dataclasses.replace(ROW, splits={"fold1": 1, "fold2": 1, "fold3": 0})
@@ -42,10 +43,10 @@ def test_published_numbers_are_expected(tmp_path):
 
 
 def test_clips_that_are_not_there_are_named_and_may_be_left_out(tmp_path):
-    files, clips = layouts.vggsound()
+    files, clips = tagged.vggsound()
     row = shrunk(SETS["vggsound"], "", clips)
     files["audio/--0PQM4-hqg_000030.flac"] = b""
-    folder = layouts.write(tmp_path, files)
+    folder = write(tmp_path, files)
     with pytest.raises(LayoutError) as caught:
         gathered(folder, row)
     assert str(caught.value) == (
@@ -64,11 +65,19 @@ def test_clips_that_are_not_there_are_named_and_may_be_left_out(tmp_path):
 def test_nothing_at_all_says_what_is_needed(tmp_path):
     tables = {f"{split}_segments.csv": "# of nothing\n" for split in AUDIOSET.splits}
     tables["class_labels_indices.csv"] = "index,mid,display_name\n"
-    folder = layouts.write(tmp_path, tables)
+    folder = write(tmp_path, tables)
     with pytest.raises(
         LayoutError, match="audioset: no clips in .* It needs balanced_"
     ):
         gathered(folder, AUDIOSET)
+
+
+def test_json_of_another_shape_is_refused(tmp_path):
+    files, clips = speech.vocalsound()
+    for content in ("{}", "[]", '{"data": [{"labels": 1}]}'):
+        folder = write(tmp_path, {**files, "datafiles/te.json": content})
+        with pytest.raises(LayoutError, match="vocalsound: a file in .* not as publ"):
+            gathered(folder, shrunk(SETS["vocalsound"], "", clips))
 
 
 def test_unknown_splits_and_configs_are_refused(tmp_path):
@@ -83,7 +92,7 @@ def test_unknown_splits_and_configs_are_refused(tmp_path):
 def test_two_clips_of_one_name_are_refused(tmp_path):
     csv = "ESC-50-master/meta/esc50.csv"
     last = ESC50[csv].splitlines()[-1]
-    folder = layouts.write(tmp_path, {**ESC50, csv: ESC50[csv] + last + "\n"})
+    folder = write(tmp_path, {**ESC50, csv: ESC50[csv] + last + "\n"})
     with pytest.raises(LayoutError, match="esc50, fold5: 2 clips are called '5-10003"):
         gathered(folder)
 
@@ -120,8 +129,8 @@ def test_several_shards_are_read_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(
         builder, "shards", functools.partial(builder.shards, shard_bytes=1)
     )
-    layouts.write(tmp_path / "manual", layouts.audiocaps()[0])
-    row = shrunk(SETS["audiocaps"], "", layouts.audiocaps()[1])
+    write(tmp_path / "manual", captioned.audiocaps()[0])
+    row = shrunk(SETS["audiocaps"], "", captioned.audiocaps()[1])
     made = prepared(tmp_path, row)
     assert made.info.splits["train"].shard_lengths == [1, 1, 1]
     whole = TfdsSource("audiocaps", "train", tmp_path / "tfds")
@@ -156,7 +165,7 @@ def archive(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_archives_are_unpacked_where_they_lie(tmp_path, kind):
-    layouts.write(tmp_path / "manual", {f"ESC-50-master.{kind}": archive(kind)})
+    write(tmp_path / "manual", {f"ESC-50-master.{kind}": archive(kind)})
     made = prepared(tmp_path, ROW)
     source = TfdsSource("esc50", "all", tmp_path / "tfds")
     assert sorted(source.id(index) for index in range(5)) == [c[1] for c in ESC50_CLIPS]
@@ -168,7 +177,7 @@ def test_archives_are_unpacked_where_they_lie(tmp_path, kind):
 
 
 def test_archives_beside_what_was_in_them_are_left_alone(tmp_path):
-    layouts.write(tmp_path / "manual", {**ESC50, "ESC-50-master.zip": archive("zip")})
+    write(tmp_path / "manual", {**ESC50, "ESC-50-master.zip": archive("zip")})
     prepared(tmp_path, ROW)
     assert len(TfdsSource("esc50", "all", tmp_path / "tfds")) == 5
     assert not list((tmp_path / "tfds" / "downloads").rglob("ESC-50*"))
@@ -198,7 +207,7 @@ def test_archives_cannot_write_elsewhere(tmp_path):
     with tarfile.open(fileobj=file, mode="w") as packed:
         packed.addfile(tarfile.TarInfo("../../evil.wav"), io.BytesIO())
     path = tmp_path / "deep" / "a.tar"
-    layouts.write(tmp_path / "deep", {"a.tar": file.getvalue()})
+    write(tmp_path / "deep", {"a.tar": file.getvalue()})
     with pytest.raises(LayoutError, match="cannot be unpacked"):
         layout.unpack(path, tmp_path / "deep" / "out")
     assert not list(tmp_path.rglob("evil.wav"))
@@ -242,14 +251,14 @@ def test_nothing_is_left_of_a_preparation_that_failed(tmp_path):
     files = {**ESC50}
     csv = "ESC-50-master/meta/esc50.csv"
     files[csv] = files[csv].replace("fold", "folt", 1)
-    layouts.write(tmp_path / "manual", files)
+    write(tmp_path / "manual", files)
     with pytest.raises(LayoutError, match="column 'fold' is missing"):
         prepared(tmp_path, ROW)
     assert not list((tmp_path / "tfds" / "esc50").glob("*"))
 
 
 def test_what_tfds_knows_of_a_set(tmp_path):
-    layouts.write(tmp_path / "manual", ESC50)
+    write(tmp_path / "manual", ESC50)
     made = prepared(tmp_path, ROW)
     info = json.loads((Path(made.data_path) / tfds_source.INFO).read_text())
     assert info["citation"] == ROW.citation
@@ -261,8 +270,8 @@ def test_what_tfds_knows_of_a_set(tmp_path):
 
 
 def test_records_hold_what_is_known_of_a_clip(tmp_path):
-    layouts.write(tmp_path / "manual", layouts.urbansound8k()[0])
-    row = shrunk(SETS["urbansound8k"], "", layouts.urbansound8k()[1])
+    write(tmp_path / "manual", environment.urbansound8k()[0])
+    row = shrunk(SETS["urbansound8k"], "", environment.urbansound8k()[1])
     made = prepared(tmp_path, row)
     (record,) = made.as_data_source(split="fold3")
     assert record["tags"] == [b"dog_bark"] and record["fold"] == b"3"
@@ -274,8 +283,8 @@ def test_records_hold_what_is_known_of_a_clip(tmp_path):
 
 def test_the_same_folder_gives_the_same_files(tmp_path):
     for place in ("a", "b"):
-        layouts.write(tmp_path / place / "manual", layouts.macs()[0])
-        prepared(tmp_path / place, shrunk(SETS["macs"], "", layouts.macs()[1]))
+        write(tmp_path / place / "manual", captioned.macs()[0])
+        prepared(tmp_path / place, shrunk(SETS["macs"], "", captioned.macs()[1]))
     first, second = (
         {
             path.name: path.read_bytes()

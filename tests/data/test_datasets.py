@@ -13,7 +13,8 @@ from clap_jax.pipeline.tfds import TfdsSource
 from data.datasets import SETS, builder
 from data.datasets.layout import Folder, LayoutError
 from data.datasets.row import Clip, DataSet
-from tests.data import layouts
+from tests.data.layouts import LAYOUTS, captioned, speech, tagged
+from tests.data.layouts.files import wav, write
 
 
 def named(name: str) -> tuple[DataSet, str]:
@@ -57,10 +58,10 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_every_data_set_has_a_layout():
-    assert {name.partition("/")[0] for name in layouts.LAYOUTS} == set(SETS)
+    assert {name.partition("/")[0] for name in LAYOUTS} == set(SETS)
     for row in SETS.values():
         configs = {f"{row.name}/{config}" for config in row.configs} or {row.name}
-        assert configs <= set(layouts.LAYOUTS)
+        assert configs <= set(LAYOUTS)
 
 
 @pytest.mark.parametrize("row", SETS.values(), ids=SETS)
@@ -74,10 +75,10 @@ def test_rows_are_whole(row):
         assert all(n is None or n > 0 for n in row.splits_of(config).values())
 
 
-@pytest.mark.parametrize("name", layouts.LAYOUTS)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_published_layout_is_prepared_and_read(tmp_path, name):
-    files, clips = layouts.LAYOUTS[name]()
-    layouts.write(tmp_path / "manual", files)
+    files, clips = LAYOUTS[name]()
+    write(tmp_path / "manual", files)
     row, config = named(name)
     prepared(tmp_path, shrunk(row, config, clips), config)
 
@@ -115,12 +116,12 @@ NOT_NEEDED = (
 )
 
 
-@pytest.mark.parametrize("name", layouts.LAYOUTS)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_table_that_is_missing_is_named(tmp_path, name):
-    files, clips = layouts.LAYOUTS[name]()
+    files, clips = LAYOUTS[name]()
     row, config = named(name)
     row = shrunk(row, config, clips)
-    folder = layouts.write(tmp_path / "manual", files)
+    folder = write(tmp_path / "manual", files)
     tables = [t for t in files if t.endswith((".csv", ".txt", ".json", ".yaml"))]
     for table in tables:
         (folder / table).unlink()
@@ -131,15 +132,15 @@ def test_a_table_that_is_missing_is_named(tmp_path, name):
                 builder.gather(row, Folder([folder]), config)
             text = str(caught.value)
             assert table.rsplit("/", 1)[-1] in text and str(folder) in text
-        layouts.write(folder, {table: files[table]})
+        write(folder, {table: files[table]})
 
 
-@pytest.mark.parametrize("name", layouts.LAYOUTS)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_sound_that_is_missing_is_counted(tmp_path, name):
-    files, clips = layouts.LAYOUTS[name]()
+    files, clips = LAYOUTS[name]()
     row, config = named(name)
     row = shrunk(row, config, clips)
-    folder = layouts.write(tmp_path / "manual", files)
+    folder = write(tmp_path / "manual", files)
     found = listed(row, folder, config)
     used = sorted(clip.audio for clip in found if isinstance(clip.audio, Path))
     if row.name == "laion_audio_630k":  # tar files know what is in them
@@ -150,10 +151,10 @@ def test_a_sound_that_is_missing_is_counted(tmp_path, name):
         builder.gather(row, Folder([folder]), config)
 
 
-@pytest.mark.parametrize("name", layouts.LAYOUTS)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_split_needs_nothing_of_the_others(tmp_path, name):
     """What names another split is taken away; the rest still gives this one."""
-    files, clips = layouts.LAYOUTS[name]()
+    files, clips = LAYOUTS[name]()
     row, config = named(name)
     row = shrunk(row, config, clips)
     words = {
@@ -172,7 +173,7 @@ def test_a_split_needs_nothing_of_the_others(tmp_path, name):
     own = words.get(row.name, {})
     for split, word in own.items():
         others = {other for other in own.values() if other != word}
-        folder = layouts.write(
+        folder = write(
             tmp_path / split,
             {
                 file: content
@@ -187,8 +188,8 @@ def test_a_split_needs_nothing_of_the_others(tmp_path, name):
 
 
 def test_audiocaps_rows_of_a_clip_are_one_clip(tmp_path):
-    files, _ = layouts.audiocaps()
-    folder = layouts.write(tmp_path, files)
+    files, _ = captioned.audiocaps()
+    folder = write(tmp_path, files)
     clips = listed(SETS["audiocaps"], folder)
     assert Counter(clip.split for clip in clips) == {
         "train": 3,
@@ -202,7 +203,7 @@ def test_audiocaps_rows_of_a_clip_are_one_clip(tmp_path):
 
 @pytest.mark.parametrize("move_csv", [True, False])
 def test_clotho_splits_that_are_swapped_are_refused(tmp_path, move_csv):
-    files, _ = layouts.clotho()
+    files, _ = captioned.clotho()
     swapped = {"validation": "evaluation", "evaluation": "validation"}
 
     def swap(name: str) -> str:
@@ -213,14 +214,14 @@ def test_clotho_splits_that_are_swapped_are_refused(tmp_path, move_csv):
             return name.replace(split, swapped[split])
         return f"{swapped[split]}/{name.split('/')[1]}"
 
-    folder = layouts.write(tmp_path, {swap(name): c for name, c in files.items()})
+    folder = write(tmp_path, {swap(name): c for name, c in files.items()})
     with pytest.raises(LayoutError, match="the splits are swapped"):
         builder.gather(SETS["clotho"], Folder([folder]))
 
 
 def test_clotho_says_where_a_clip_is_from(tmp_path):
-    files, _ = layouts.clotho()
-    folder = layouts.write(tmp_path, files)
+    files, _ = captioned.clotho()
+    folder = write(tmp_path, files)
     clip = listed(SETS["clotho"], folder)[0]
     assert (clip.start_seconds, clip.end_seconds) == (0.0, 1.0)
     assert clip.license == "CC0"
@@ -228,8 +229,8 @@ def test_clotho_says_where_a_clip_is_from(tmp_path):
 
 
 def test_silence_is_cut_from_background_noise(tmp_path):
-    files, clips = layouts.speech_commands("commands")
-    folder = layouts.write(tmp_path / "manual", files)
+    files, clips = speech.speech_commands("commands")
+    folder = write(tmp_path / "manual", files)
     row, config = named("speech_commands/commands")
     prepared(tmp_path, shrunk(row, config, clips), config)
     source = TfdsSource("speech_commands/commands", "train", tmp_path / "tfds")
@@ -244,9 +245,9 @@ def test_silence_is_cut_from_background_noise(tmp_path):
 
 
 def test_video_names_prefer_those_with_a_start(tmp_path):
-    files, _ = layouts.vggsound()
-    files["audio/--0PQM4-hqg.wav"] = layouts.wav(9)
-    folder = layouts.write(tmp_path, files)
+    files, _ = tagged.vggsound()
+    files["audio/--0PQM4-hqg.wav"] = wav(9)
+    folder = write(tmp_path, files)
     clips = listed(SETS["vggsound"], folder)
     assert [clip.audio.name for clip in clips if clip.split == "train"] == [
         "--0PQM4-hqg_000030.flac",
@@ -282,15 +283,15 @@ def test_video_names_prefer_those_with_a_start(tmp_path):
     ],
 )
 def test_tables_that_are_otherwise_are_refused(tmp_path, name, change, reason):
-    files, _ = layouts.LAYOUTS[name]()
+    files, _ = LAYOUTS[name]()
     file, old, new = change
     assert old in files[file]
     files[file] = files[file].replace(old, new, 1)
-    folder = layouts.write(tmp_path, files)
+    folder = write(tmp_path, files)
     row, config = named(name)
     if name == "tut2017":
         files[file] = files[file].replace("\tb020", "")
-        layouts.write(tmp_path, {file: files[file]})
+        write(tmp_path, {file: files[file]})
     with pytest.raises(LayoutError, match=reason):
         listed(row, folder, config)
 
@@ -306,7 +307,21 @@ def test_tables_that_are_otherwise_are_refused(tmp_path, name, change, reason):
     ],
 )
 def test_file_names_that_say_nothing_are_refused(tmp_path, name, file, reason):
-    folder = layouts.write(tmp_path, {file: layouts.wav(0)})
+    folder = write(tmp_path, {file: wav(0)})
     row, config = named(name)
     with pytest.raises(LayoutError, match=reason):
         listed(row, folder, config)
+
+
+def test_the_readme_lists_every_data_set():
+    text = (Path(__file__).resolve().parents[2] / "data" / "README.md").read_text()
+    for row in SETS.values():
+        (line,) = (
+            line for line in text.splitlines() if line.startswith(f"| `{row.name}`")
+        )
+        assert f"| {row.licence} |" in line
+        for config in row.configs:
+            assert f"`{config}`" in line
+        for split, clips in row.splits.items():
+            assert (f"{split} {clips:,}" if clips else split) in line
+        assert ("--download" in line) == bool(row.urls)

@@ -18,7 +18,8 @@ from clap_jax.pipeline.tfds import TfdsSource
 from clap_jax.train import experiment
 from data import prepare
 from data.datasets import SETS
-from tests.data import layouts
+from tests.data.layouts import LAYOUTS, environment, music
+from tests.data.layouts.files import wav, write
 from tests.data.test_datasets import shrunk
 from tests.evals.fakes import normalised, vector
 from tests.pipeline.clips import RATE_HZ, write_table
@@ -30,9 +31,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def esc50(tmp_path, monkeypatch) -> Path:
     """ESC-50 in miniature is what the command knows by its name; its folder."""
-    files, clips = layouts.esc50()
+    files, clips = environment.esc50()
     monkeypatch.setitem(SETS, "esc50", shrunk(SETS["esc50"], "", clips))
-    return layouts.write(tmp_path / "manual", files)
+    return write(tmp_path / "manual", files)
 
 
 def run(*arguments: object) -> int:
@@ -66,10 +67,10 @@ def test_less_than_all_when_asked_for(esc50, tmp_path, capsys):
     (esc50 / "ESC-50-master/audio/3-100033-A-0.wav").unlink()
     row = SETS["esc50"]
     splits = {"fold1": 1, "fold3": 2}
-    files, clips = layouts.esc50()
+    files, clips = environment.esc50()
     csv = "ESC-50-master/meta/esc50.csv"
-    layouts.write(esc50, {csv: files[csv] + "x.wav,3,0,dog,True,1,A\n"})
-    layouts.write(esc50, {"ESC-50-master/audio/x.wav": layouts.wav(0)})
+    write(esc50, {csv: files[csv] + "x.wav,3,0,dog,True,1,A\n"})
+    write(esc50, {"ESC-50-master/audio/x.wav": wav(0)})
     SETS["esc50"] = dataclasses.replace(row, splits={**row.splits, **splits})
     place = ("esc50", f"--data_dir={tmp_path / 'tfds'}", f"--manual_dir={esc50}")
     assert run(*place) == 1
@@ -81,10 +82,10 @@ def test_less_than_all_when_asked_for(esc50, tmp_path, capsys):
 
 
 def test_a_config_by_its_name(tmp_path, monkeypatch, capsys):
-    files, clips = layouts.mridangam("tonic")
+    files, clips = music.mridangam("tonic")
     row = shrunk(SETS["mridangam"], "tonic", clips)
     monkeypatch.setitem(SETS, "mridangam", row)
-    folder = layouts.write(tmp_path / "manual", files)
+    folder = write(tmp_path / "manual", files)
     place = (f"--data_dir={tmp_path / 'tfds'}", f"--manual_dir={folder}")
     assert run("mridangam/tonic", *place) == 0
     assert '"dataset": "mridangam/tonic"' in capsys.readouterr().out
@@ -203,9 +204,9 @@ class Ears:
 def test_from_published_layouts_to_batches_and_evaluators(tmp_path, monkeypatch):
     """Sounds stay with their labels and captions all the way."""
     for name in ("urbansound8k", "clotho", "sesa"):
-        files, clips = layouts.LAYOUTS[name]()
+        files, clips = LAYOUTS[name]()
         monkeypatch.setitem(SETS, name, shrunk(SETS[name], "", clips))
-        folder = layouts.write(tmp_path / name, files)
+        folder = write(tmp_path / name, files)
         place = f"--data_dir={tmp_path / 'tfds'}"
         assert run(name, place, f"--manual_dir={folder}") == 0
 

@@ -1,4 +1,4 @@
-"""The source of data sets that TFDS prepared: clips, splits, captions, what is wrong."""
+"""The source of what TFDS prepared: clips, splits, captions, what is wrong."""
 
 import gzip
 import json
