@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             known = ", ".join(SETS)
             raise LayoutError(f"there is no data set {name!r} (there are: {known})")
         return prepare(row, config, options)
-    except (ValueError, OSError) as error:  # LayoutError, ManifestError, ConfigError
+    except (ValueError, OSError, tfds.download.DownloadError) as error:
         print(f"data.prepare: {error}", file=sys.stderr)
         return 1
 

@@ -162,6 +162,10 @@ class ManifestSource:
             "group": self.group(index),
         }
 
+    def audio_path(self, index: int) -> str:
+        """Where a clip's audio is: a path or URL."""
+        return self._audio[index]
+
     def captions(self, index: int) -> list[str]:
         """Captions of a clip: those of the table, or every template with every label."""
         if self._captions is not None:

@@ -167,6 +167,10 @@ class LaionTarSource:
             "group": name,  # as `group` says
         }
 
+    def audio_bytes(self, index: int) -> int:
+        """How large a clip's audio is."""
+        return int(self._size[index])
+
     def captions(self, index: int) -> list[str]:
         """Captions of a clip, those that `text_augment` chooses."""
         return self._chosen(self._entry(index))

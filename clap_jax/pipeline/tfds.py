@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from clap_jax import remote
 from clap_jax.audio import io as audio_io
 from clap_jax.pipeline import order
 from clap_jax.text import prompts
@@ -147,9 +148,8 @@ class TfdsSource:
     def group(self, index: int) -> str:
         """The clip's labels where its captions come from them, else as the data set has
         it: the id of a clip with captions of its own."""
-        if self._captions_from == "tags":
-            return "|".join(self.tags(index))
-        return self._header(index)["group"]
+        labels = "|".join(self.tags(index)) if self._captions_from == "tags" else ""
+        return labels or self._header(index)["group"]
 
     def fold(self, index: int) -> str:
         """The fold of the data set that a clip is in; "" where it has none."""
@@ -181,6 +181,12 @@ def default_data_dir() -> str:
 
 def find(dataset: str | os.PathLike, data_dir: str | os.PathLike = "") -> str:
     """The folder of a prepared data set; arguments and errors as `TfdsSource` has."""
+    for place in map(os.fspath, (dataset, data_dir)):
+        if remote.is_remote(place):
+            raise TfdsError(
+                f"{place} is a URL: prepared data sets are read from folders; mount it, or "
+                "copy it to the local disk"
+            )
     dataset = os.fspath(dataset).rstrip("/")
     own = Path(dataset).expanduser()
     root = Path(data_dir).expanduser() if data_dir else Path(default_data_dir())

@@ -27,8 +27,11 @@ VERSION = "1.0.0"
 SHARD_BYTES = 256 << 20
 """TFDS holds one shard in memory while it writes it."""
 
-CLIP_BYTES = 1 << 20
-"""How large a clip is taken to be whose audio is not a file."""
+CLIP_BYTES = 4 << 20
+"""How large a clip is taken to be that does not say it."""
+
+NOT_RECORDED = ("split", "audio", "audio_bytes")
+"""Fields of `Clip` that are no part of a record, or not of its index."""
 
 SHOWN = 5
 
@@ -225,13 +228,9 @@ def gather(
 
 
 def _check_ids(where: str, clips: list[Clip]) -> None:
-    name, times = max(Counter(c.id for c in clips).items(), key=_count, default=("", 0))
-    if times > 1:
-        raise LayoutError(f"{where}: {times} clips are called {name!r}")
-
-
-def _count(item: tuple[str, int]) -> int:
-    return item[1]
+    for name, times in Counter(clip.id for clip in clips).most_common(1):
+        if times > 1:
+            raise LayoutError(f"{where}: {times} clips are called {name!r}")
 
 
 def _is_there(clip: Clip) -> bool:
@@ -276,7 +275,7 @@ def shards(clips: Sequence[Clip], shard_bytes: int = SHARD_BYTES) -> list[list[C
     size = shard_bytes
     for clip in clips:
         is_file = isinstance(clip.audio, Path)
-        own = clip.audio.stat().st_size if is_file else CLIP_BYTES
+        own = clip.audio.stat().st_size if is_file else clip.audio_bytes or CLIP_BYTES
         if size + own > shard_bytes:
             parts.append([])
             size = 0
@@ -288,7 +287,8 @@ def shards(clips: Sequence[Clip], shard_bytes: int = SHARD_BYTES) -> list[list[C
 def _record(clip: Clip) -> dict[str, Any]:
     """A record without its audio."""
     record = clip._asdict() | {"group": clip.clip_group}
-    return {key: record[key] for key in Clip._fields if key not in ("split", "audio")}
+    record["captions"] = [text for text in clip.captions if text.strip()]
+    return {key: value for key, value in record.items() if key not in NOT_RECORDED}
 
 
 def _examples(

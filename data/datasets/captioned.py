@@ -306,6 +306,7 @@ def _laion(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
                 functools.partial(_bytes, source, index),
                 captions=tuple(source.captions(index)),
                 tags=tuple(source.tags(index)),
+                audio_bytes=source.audio_bytes(index),
             )
 
 

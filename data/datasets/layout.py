@@ -177,10 +177,7 @@ def unpack(archive: str | os.PathLike, into: str | os.PathLike) -> Path:
     if zipfile.is_zipfile(archive):
         options = {"format": "zip"}
     elif tarfile.is_tarfile(archive):
-        options = {"format": "tar", "filter": "data"}
-        with open(archive, "rb") as file:
-            if file.read(2) == b"\x1f\x8b":
-                options["format"] = "gztar"
+        options = {"format": "tar", "filter": "data"}  # compressed or not
     else:
         raise LayoutError(f"{archive}: is neither a zip nor a tar file")
     target = Path(into) / f"{archive.name}-{archive.stat().st_size}"

@@ -1,4 +1,4 @@
-"""Rows made of sources of clips, so that TFDS packs any table, folder or shards."""
+"""Rows made of tables and folders of sounds, so that TFDS packs these too."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from clap_jax import config as config_lib
-from clap_jax.pipeline import manifest, tables
-from clap_jax.pipeline.sources import Source
+from clap_jax import remote
+from clap_jax.pipeline import tables
+from clap_jax.pipeline.manifest import ManifestSource
 from data.datasets.layout import Folder
 from data.datasets.row import Clip, DataSet, Splits
 
@@ -15,26 +16,23 @@ SPLIT = "train"
 """The one split of a table that is not split by a column."""
 
 
-def clips(source: Source, split: str) -> Iterator[Clip]:
-    """The clips of a source, in its order; audio is read when it is written."""
+def clips(source: ManifestSource, split: str) -> Iterator[Clip]:
+    """The clips of a table, in its order; audio is read when it is written."""
     for index in range(len(source)):
+        path = source.audio_path(index)
+        is_remote = remote.is_remote(path)
         yield Clip(
             split,
             source.id(index),
-            functools.partial(_audio, source, index),
+            functools.partial(remote.read, path) if is_remote else Path(path),
             tuple(source.captions(index)),
             tuple(source.tags(index)),
             source.group(index),
         )
 
 
-def _audio(source: Source, index: int) -> bytes:
-    audio = source[index]["audio"]
-    return audio if isinstance(audio, bytes) else Path(audio).read_bytes()
-
-
-def row(name: str, sources: Mapping[str, Source], title: str) -> DataSet:
-    """A row whose splits are sources of encoded audio."""
+def row(name: str, sources: Mapping[str, ManifestSource], title: str) -> DataSet:
+    """A row whose splits are tables."""
 
     def read(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
         for split in splits:
@@ -64,7 +62,7 @@ def table_row(
     ValueError as `ManifestSource` does.
     """
     if not split_column:
-        sources = {SPLIT: manifest.ManifestSource(table, **options)}
+        sources = {SPLIT: ManifestSource(table, **options)}
     else:
         sources = {}
         columns = tables.read(table).columns
@@ -74,5 +72,5 @@ def table_row(
             where = {**options.get("where", {}), split_column: value}
             split = f"{split_column}{value}" if value.isdecimal() else value
             own = {**options, "where": where}
-            sources[split] = manifest.ManifestSource(table, **own)
+            sources[split] = ManifestSource(table, **own)
     return row(name, sources, f"Packed from {Path(table).name}")

@@ -31,11 +31,14 @@ class Clip(NamedTuple):
     # Of this very clip, where the set says it.
     license: str = ""
     attribution: str = ""
+    # How large the audio is where it is not a file; 0: that is not known.
+    audio_bytes: int = 0
 
     @property
     def clip_group(self) -> str:
         """Clips with captions of their own are alone; others go by their labels."""
-        return self.group or (self.id if self.captions else "|".join(self.tags))
+        labels = "" if self.captions else "|".join(self.tags)
+        return self.group or labels or self.id
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 import dataclasses
 import functools
-import http.server
 import io
 import json
 import tarfile
-import threading
 import zipfile
 from pathlib import Path
 
@@ -123,6 +121,9 @@ def test_shards_are_made_by_size(tmp_path):
         ["4"],
     ]
     assert builder.shards([], 100) == []
+    unseen = [Clip("train", "a", bytes, audio_bytes=60), Clip("train", "b", bytes)]
+    assert len(builder.shards(unseen, 100)) == 2
+    assert len(builder.shards(unseen, builder.CLIP_BYTES + 60)) == 1
 
 
 def test_several_shards_are_read_in_order(tmp_path, monkeypatch):
@@ -213,25 +214,6 @@ def test_archives_cannot_write_elsewhere(tmp_path):
     assert not list(tmp_path.rglob("evil.wav"))
 
 
-@pytest.fixture
-def server(tmp_path):
-    """A server on this machine, for what lies in tmp_path/served; gives its address."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    handler = functools.partial(Quiet, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
-
-
 def test_a_set_is_downloaded_when_asked_for(tmp_path, server):
     (tmp_path / "served" / "master.zip").write_bytes(archive("zip"))
     row = dataclasses.replace(ROW, urls=(f"{server}/master.zip",))
@@ -279,6 +261,20 @@ def test_records_hold_what_is_known_of_a_clip(tmp_path):
     assert record["attribution"] == b"https://freesound.org/s/100033/"
     source = TfdsSource("urbansound8k", "fold3", tmp_path / "tfds")
     assert source.fold(0) == "3"
+
+
+def test_empty_captions_are_left_out_and_nobody_shares_their_group(tmp_path):
+    texts = ("", " ", "rain")
+    own = [Clip("train", text or "none", lambda: b"x", (text,)) for text in texts]
+    bare = [Clip("train", name, lambda: b"x") for name in ("a", "b")]
+    row = dataclasses.replace(
+        ROW, name="few", splits={"train": 5}, read=lambda *_: own + bare, get=""
+    )
+    prepared(tmp_path, row)
+    source = TfdsSource("few", "train", tmp_path / "tfds")
+    clips = [source[index] for index in range(5)]
+    assert sorted(clip["captions"] for clip in clips) == [*([[""]] * 4), ["rain"]]
+    assert len({clip["group"] for clip in clips}) == 5
 
 
 def test_the_same_folder_gives_the_same_files(tmp_path):

@@ -63,11 +63,19 @@ def test_a_set_by_its_name(esc50, tmp_path, capsys):
     assert folder.stat().st_mtime_ns != before
 
 
+def test_a_download_that_fails_is_a_sentence(server, monkeypatch, tmp_path, capsys):
+    row = dataclasses.replace(SETS["sesa"], urls=(f"{server}/SESA.zip",))
+    monkeypatch.setitem(SETS, "sesa", row)
+    assert run("sesa", f"--data_dir={tmp_path / 'tfds'}", "--download") == 1
+    error = capsys.readouterr().err
+    assert f"{server}/SESA.zip" in error and "404" in error
+
+
 def test_less_than_all_when_asked_for(esc50, tmp_path, capsys):
     (esc50 / "ESC-50-master/audio/3-100033-A-0.wav").unlink()
     row = SETS["esc50"]
     splits = {"fold1": 1, "fold3": 2}
-    files, clips = environment.esc50()
+    files, _ = environment.esc50()
     csv = "ESC-50-master/meta/esc50.csv"
     write(esc50, {csv: files[csv] + "x.wav,3,0,dog,True,1,A\n"})
     write(esc50, {"ESC-50-master/audio/x.wav": wav(0)})

@@ -169,6 +169,12 @@ def test_a_set_that_is_not_prepared_says_how(data_dir, tmp_path):
     (tmp_path / "aside").rename(data_dir / "both" / ".config" / "metadata.json")
 
 
+def test_urls_are_refused(data_dir):
+    for place in ({"dataset": "gs://b/x"}, {"dataset": "x", "data_dir": "s3://b"}):
+        with pytest.raises(TfdsError, match="is a URL: .* mount it, or copy it"):
+            TfdsSource(**place)
+
+
 def test_folders_that_are_not_ours_or_not_whole(own):
     index = own / tfds.INDEX.format("train")
     lines = gzip.decompress(index.read_bytes())
