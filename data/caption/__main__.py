@@ -23,8 +23,8 @@ from data.caption.templates import FILE, Templates
 DESCRIPTION = """Make captions from the labels of clips.
 
 DATA is a table (CSV, JSON lines, Parquet), a folder with a sub-folder for each label,
-tar or ArrayRecord shards, or any entry of a config's data.sources as JSON. Audio is not
-read, and need not be there. OUT gets a line of JSON for every clip that has labels: id,
+tar or ArrayRecord shards, or any entry of a config's data.sources as JSON. Sound files
+need not be there. OUT gets a line of JSON for every clip that has labels: id,
 tags, caption, and its origin: what made it, with which settings, and which words were
 replaced. A command that was stopped, or killed, goes on where it was when it is run
 again, and gives the same file.
@@ -260,22 +260,18 @@ class _Progress:
     """A line on standard error every few seconds."""
 
     def __init__(self, kind: str):
-        self._kind, self._begun, self._first = kind, time.monotonic(), 0
-        self._said = self._begun
+        self._kind = kind
+        self._first: int | None = None  # what an earlier run had done
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if now == self._begun or not self._first:
-            self._first = self._first or done
+        if self._first is None:
+            self._first, self._began, self._said = done, now, now
         if now - self._said < PROGRESS_SECONDS:
             return
-        self._said = now
-        rate = (done - self._first) / (now - self._begun)
-        print(
-            f"{self._kind}: {done:,} of {total:,}, {rate:.3g} captions/s",
-            file=sys.stderr,
-            flush=True,
-        )
+        self._said, rate = now, (done - self._first) / (now - self._began)
+        line = f"{self._kind}: {done:,} of {total:,}, {rate:.3g} captions/s"
+        print(line, file=sys.stderr, flush=True)
 
 
 def report(

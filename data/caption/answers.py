@@ -48,8 +48,9 @@ def clean(text: str) -> str:
     """An answer without what models put around it: blanks, quotes, "Caption:"."""
     text = _LABEL.sub("", text.strip(), count=1) if _LABEL.match(text) else text.strip()
     for first, last in _QUOTES:
-        if len(text) > 1 and text[0] == first and text[-1] == last:
-            text = text[1:-1].strip()
+        inner = text[1:-1]
+        if text == first + inner + last and first not in inner and last not in inner:
+            text = inner.strip()
     return text
 
 

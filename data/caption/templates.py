@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import clap_jax
 from clap_jax import config as config_lib
 from clap_jax.pipeline import order
 from clap_jax.text import prompts
@@ -55,12 +56,13 @@ class Templates:
         return (Answer(self(clip)) for clip in clips)
 
     def origin(self) -> dict[str, Any]:
-        """The set, and a digest of its templates as the version."""
+        """The name of the set, and a digest of its templates."""
+        digest = order.digest([self._one, self._several])
         return {
             "kind": "template",
             "model": self.name,
-            "version": order.digest([self._one, self._several]),
-            "settings": {"seed": self._seed},
+            "version": f"clap_jax {clap_jax.__version__}",
+            "settings": {"templates": digest, "seed": self._seed},
         }
 
 
