@@ -130,8 +130,12 @@ def _add_t5(group: Any) -> None:
         ("max-new-tokens", int, 64, "of a caption"),
     ):
         _add_number(group, name, kind, default, what)
-    group.add_argument("--join", default="| ", help="between labels (keytotext's: '| ')")
-    group.add_argument("--device", default="", help="of PyTorch (default: a GPU, if any)")
+    group.add_argument(
+        "--join", default="| ", help="between labels (keytotext's: '| ')"
+    )
+    group.add_argument(
+        "--device", default="", help="of PyTorch (default: a GPU, if any)"
+    )
     group.add_argument("--precision", choices=t5_lib.PRECISIONS, default="float32")
 
 
@@ -177,7 +181,9 @@ def run(options: argparse.Namespace) -> int:
     templates = Templates(options.templates, options.template_file, options.seed)
     rules = Rules(_default(options.rules, DEFAULT_RULES[options.by]))
     of_table = ("label_column", "id_column", "separator")
-    given = {name: getattr(options, name) for name in of_table if getattr(options, name)}
+    given = {
+        name: getattr(options, name) for name in of_table if getattr(options, name)
+    }
     min_seconds = _default(options.min_seconds, DEFAULT_MIN_SECONDS[options.by])
     found = clips_lib.read(options.data, given, min_seconds, options.lengths)
     print(found.description)
@@ -225,7 +231,14 @@ def _writer(options: argparse.Namespace, templates: Templates) -> Writer:
     prompt = _prompt(options.prompt)
     settings: dict[str, Any] = {"prompt": prompt} if prompt else {}
     if options.by == "t5":
-        names += ["batch_size", "beams", "max_new_tokens", "join", "device", "precision"]
+        names += [
+            "batch_size",
+            "beams",
+            "max_new_tokens",
+            "join",
+            "device",
+            "precision",
+        ]
         return T5(**settings, **{name: getattr(options, name) for name in names})
     names += ["url", "max_tokens", "concurrency", "requests_per_minute"]
     names += ["timeout_seconds", "patience_seconds"]

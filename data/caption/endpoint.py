@@ -165,7 +165,9 @@ class Endpoint:
                 break  # it would be refused again
             text, version, found = _content(reply)
             text = clean(text)
-            found = found or problem(text, prompt, clip.tags, self._settings["max_words"])
+            found = found or problem(
+                text, prompt, clip.tags, self._settings["max_words"]
+            )
             if not found:
                 return _Result(Answer(text, tuple(broken), version), "")
             broken.append(found)
@@ -198,7 +200,9 @@ class Endpoint:
                     if error.code in _REFUSED:
                         return said
                     if error.code not in _LATER and error.code < 500:
-                        raise EndpointError(f"{self._url}: {said}{_hint(error)}") from None
+                        raise EndpointError(
+                            f"{self._url}: {said}{_hint(error)}"
+                        ) from None
                     wanted = _retry_after(error.headers.get("Retry-After", ""))
             except (OSError, http.client.HTTPException) as error:
                 said, wanted = _reason(error), 0.0

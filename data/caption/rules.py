@@ -57,7 +57,9 @@ class Rules:
 
     def origin(self) -> dict[str, Any]:
         """Says in a caption's origin which rules these are."""
-        return {} if self.table == NONE else {"table": self.table, "digest": self.digest}
+        return (
+            {} if self.table == NONE else {"table": self.table, "digest": self.digest}
+        )
 
 
 def _pattern(words: str) -> str:

@@ -95,7 +95,9 @@ class T5:
         return {
             "kind": "t5",
             "model": self._name,
-            "version": ", ".join([*([f"commit {commit}"] if commit else []), *versions]),
+            "version": ", ".join(
+                [*([f"commit {commit}"] if commit else []), *versions]
+            ),
             "settings": self._settings,
         }
 
@@ -125,7 +127,9 @@ class T5:
         drawn = attempt > 0 or self._settings["temperature"] > 0
         keys = [(self._prompt(clip.tags), clip.id if drawn else "") for clip in clips]
         asked = list(dict.fromkeys(keys))
-        ids = dict(zip(asked, self._tokens([prompt for prompt, _ in asked]), strict=True))
+        ids = dict(
+            zip(asked, self._tokens([prompt for prompt, _ in asked]), strict=True)
+        )
         asked.sort(key=lambda key: (len(ids[key]), key))
         texts: dict[tuple[str, str], str] = {}
         for batch in _batched(asked, self._batch_size):

@@ -34,9 +34,7 @@ class Templates:
 
     group = 1024
 
-    def __init__(
-        self, name: str = "laion", file: str | Path = FILE, seed: int = 0
-    ):
+    def __init__(self, name: str = "laion", file: str | Path = FILE, seed: int = 0):
         sets = _read(Path(file).expanduser())
         if name not in sets:
             raise TemplateError(config_lib.unknown("set of templates", name, sets))

@@ -76,7 +76,9 @@ def test_clips_without_labels(tmp_path):
     found = read(str(table))
     assert found.clips == [Clip("a.wav", ("dog",))] and found.without_tags == 1
     table.write_text("path,caption\na.wav,one\nb.wav,two\n")
-    with pytest.raises(ClipsError, match="no clips to caption: 2 have no labels, 0 are"):
+    with pytest.raises(
+        ClipsError, match="no clips to caption: 2 have no labels, 0 are"
+    ):
         read(str(table))
 
 

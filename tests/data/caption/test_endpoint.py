@@ -177,7 +177,11 @@ def test_a_busy_or_failing_endpoint_is_asked_again(serve):
 
 def test_an_endpoint_that_does_not_answer_is_asked_again(serve):
     over = threading.Event()
-    server = serve({0: [lambda handler: over.wait(30)]})
+
+    def wait(handler):
+        over.wait(30)
+
+    server = serve({0: [wait]})
     try:
         assert captions(server, CLIPS[:3], timeout_seconds=1.0)[0] == good(0)
     finally:
@@ -234,7 +238,9 @@ def test_requests_that_are_refused(serve):
     assert [answers[n] for n in (0, 1, 5)] == [Answer("", ("refused",))] * 3
     assert answers[2] == good(2) and len(answers) == 12
     server = serve({n: [400] for n in range(12)})
-    with pytest.raises(EndpointError, match="refuses every request: 400 .*that is a 400"):
+    with pytest.raises(
+        EndpointError, match="refuses every request: 400 .*that is a 400"
+    ):
         captions(server)
     server = serve({0: [400]})
     with pytest.raises(EndpointError, match="check --model"):
@@ -270,8 +276,7 @@ def test_answers_before_an_outage_are_kept(serve):
     found = []
     writer = Endpoint(server.url, "tiny", patience_seconds=0.2, concurrency=2)
     with pytest.raises(EndpointError, match="did not answer for 0.2 s: 500 Internal"):
-        for answer in writer.answers(CLIPS):
-            found.append(answer)
+        found.extend(writer.answers(CLIPS))
     assert found == [good(n) for n in range(4)]
 
 

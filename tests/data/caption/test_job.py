@@ -30,7 +30,12 @@ class FakeWriter:
 
     def origin(self):
         settings = {"tries": 2}
-        return {"kind": "t5", "model": self._model, "version": "1", "settings": settings}
+        return {
+            "kind": "t5",
+            "model": self._model,
+            "version": "1",
+            "settings": settings,
+        }
 
     def answers(self, clips):
         for start in range(0, len(clips), self.group):

@@ -60,7 +60,9 @@ def test_no_rules():
 
 def test_own_rules(tmp_path):
     path = tmp_path / "mine.csv"
-    path.write_text('\ufeffwords,instead\n# a comment\n\ndog,"big, old dog"\nA.C.,air\n')
+    path.write_text(
+        '\ufeffwords,instead\n# a comment\n\ndog,"big, old dog"\nA.C.,air\n'
+    )
     rules = Rules(str(path))
     assert rules("Dog near the a.c. unit")[0] == "Big, old dog near the air unit"
     assert rules.origin() == {"table": str(path), "digest": rules.digest}
