@@ -54,9 +54,9 @@ def clean(text: str) -> str:
     return text
 
 
-def problem(text: str, prompt: str, tags: Sequence[str], max_words: int) -> str:
-    """What is wrong with a cleaned answer to a prompt, "" for nothing."""
-    words, asked, labels = _words(text), _words(prompt), _words(" ".join(tags))
+def problem(text: str, prompt: str, names: Sequence[str], max_words: int) -> str:
+    """What is wrong with a cleaned answer to a prompt with labels, "" for nothing."""
+    words, asked, labels = _words(text), _words(prompt), _words(" ".join(names))
     if not any(letter.isalpha() for letter in text):
         return "empty"
     if _REFUSAL.match(text):

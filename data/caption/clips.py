@@ -11,6 +11,7 @@ import soundfile
 from clap_jax.audio import io as audio_io
 from clap_jax.pipeline import manifest, sources, tables
 from clap_jax.pipeline.sources import Source
+from clap_jax.text import prompts
 
 SECONDS_COLUMNS = (
     *("seconds", "duration", "duration_s", "duration_seconds"),
@@ -29,10 +30,15 @@ class ClipsError(ValueError):
 
 
 class Clip(NamedTuple):
-    """A clip with one label or more."""
+    """A clip with one label or more, as its source writes them."""
 
     id: str
     tags: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The labels as people write them: "Dog_bark" is dog bark."""
+        return [prompts.class_name(tag) or tag for tag in self.tags]
 
 
 class Clips(NamedTuple):

@@ -27,6 +27,9 @@ PROMPT = (
 )
 """The {} stands for the labels."""
 
+JOIN = "; "
+"""Between labels: some, as AudioSet's "Male speech, man speaking", have commas."""
+
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 
 REFUSED_AT_FIRST = 10
@@ -52,7 +55,7 @@ class Endpoint:
 
     url: up to and with /v1. model: as the endpoint calls it. key: sent as a bearer
         token, "" for none.
-    prompt: its {} stands for the labels, joined by commas. body: fields of the request
+    prompt: its {} stands for the labels, joined by semicolons. body: fields of the request
         besides, such as {"top_p": 0.9}; null takes one of ours out.
     temperature, seed, max_tokens: of the model; an endpoint may give another answer all
         the same.
@@ -154,7 +157,7 @@ class Endpoint:
             yield waiting.popleft().result()
 
     def _caption(self, clip: Clip) -> _Result:
-        prompt = self._settings["prompt"].replace("{}", ", ".join(clip.tags))
+        prompt = self._settings["prompt"].replace("{}", JOIN.join(clip.names))
         broken: list[str] = []
         refusal = version = ""
         for attempt in range(self._tries):
@@ -166,7 +169,7 @@ class Endpoint:
             text, version, found = _content(reply)
             text = clean(text)
             found = found or problem(
-                text, prompt, clip.tags, self._settings["max_words"]
+                text, prompt, clip.names, self._settings["max_words"]
             )
             if not found:
                 return _Result(Answer(text, tuple(broken), version), "")

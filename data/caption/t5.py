@@ -114,8 +114,9 @@ class T5:
             left = [number for number in broken if number not in good]
             texts = self._ask([clips[number] for number in left], attempt)
             for number, text in zip(left, texts, strict=True):
-                tags = clips[number].tags
-                found = problem(text, self._prompt(tags), tags, settings["max_words"])
+                names = clips[number].names
+                prompt = self._prompt(names)
+                found = problem(text, prompt, names, settings["max_words"])
                 if found:
                     broken[number].append(found)
                 else:
@@ -125,7 +126,7 @@ class T5:
     def _ask(self, clips: Sequence[Clip], attempt: int) -> list[str]:
         """A text for every clip; equal labels are asked about once, unless drawn."""
         drawn = attempt > 0 or self._settings["temperature"] > 0
-        keys = [(self._prompt(clip.tags), clip.id if drawn else "") for clip in clips]
+        keys = [(self._prompt(clip.names), clip.id if drawn else "") for clip in clips]
         asked = list(dict.fromkeys(keys))
         ids = dict(
             zip(asked, self._tokens([prompt for prompt, _ in asked]), strict=True)
@@ -138,9 +139,11 @@ class T5:
             texts |= zip(batch, map(clean, found), strict=True)
         return [texts[key] for key in keys]
 
-    def _prompt(self, tags: Sequence[str]) -> str:
+    def _prompt(self, names: Sequence[str]) -> str:
         # Not str.format: other braces mean themselves.
-        return self._settings["prompt"].replace("{}", self._settings["join"].join(tags))
+        return self._settings["prompt"].replace(
+            "{}", self._settings["join"].join(names)
+        )
 
     def _tokens(self, prompts: Sequence[str]) -> list[list[int]]:
         if not prompts:

@@ -43,7 +43,7 @@ class Templates:
 
     def __call__(self, clip: Clip) -> str:
         """The caption of a clip with one label or more."""
-        names = [prompts.class_name(tag) or tag for tag in clip.tags]
+        names = clip.names
         several = len(names) > 1
         templates = self._several if several else self._one
         place = zlib.crc32(f"{self._seed}/{clip.id}".encode(errors="replace"))

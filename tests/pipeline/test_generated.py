@@ -96,11 +96,11 @@ def test_probabilities_by_origin(captions_file):
     )
     assert source.caption_weights(9) == [0.5, 0.5]
 
-    counts = draws(source, 2, 10_000)
-    expected = dict(zip(source.captions(2), (2500, 2500, 3000, 1000, 1000)))
-    assert all(abs(counts[text] - n) < 130 for text, n in expected.items())
+    counts = draws(source, 2, 5000)
+    expected = dict(zip(source.captions(2), (1250, 1250, 1500, 500, 500)))
+    assert all(abs(counts[text] - n) < 90 for text, n in expected.items())
     # A function of the seed and the example's number, and of nothing else.
-    assert counts == draws(source, 2, 10_000) != draws(source, 2, 10_000, seed=4)
+    assert draws(source, 2, 500) == draws(source, 2, 500) != draws(source, 2, 500, 4)
     first = {"tiny 2": 2, "t5 of 2": 2, "one of 2": 1, "two of 2": 3}
     assert draws(source, 2, 8) == first
 

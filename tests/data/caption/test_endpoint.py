@@ -1,12 +1,10 @@
 """Captions by an endpoint: a real server on this machine, with all its moods."""
 
-import contextlib
+import functools
 import json
 import threading
 import time
-from collections import Counter
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -14,112 +12,9 @@ from data.caption import endpoint as endpoint_lib
 from data.caption.answers import Answer
 from data.caption.clips import Clip
 from data.caption.endpoint import Endpoint, EndpointError
+from tests.data.caption.server import Server, caption, number_in
 
 CLIPS = [Clip(f"{n}.wav", (f"sound {n}", "rain")) for n in range(12)]
-
-
-def caption(number):
-    return f"One hears sound {number} and rain."
-
-
-class Server(ThreadingHTTPServer):
-    """Answers every request as the list of its clip says, then with a caption.
-
-    moods: number of the clip -> replies before that; each an HTTP status, a text that is
-    the model's, bytes that are the reply's body, or what is called with the handler.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, moods):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.moods = {number: list(replies) for number, replies in moods.items()}
-        self.requests, self.at_a_time, self.most = [], 0, 0
-        self.lock = threading.Lock()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def asked(self):
-        """Requests by the clip that they are about."""
-        return Counter(number_in(request["body"]) for request in self.requests)
-
-    def handle_error(self, request, client_address):
-        """Clients that went away are part of it."""
-
-
-def number_in(body):
-    prompt = body["messages"][0]["content"]
-    return int(prompt.partition("sound ")[2].partition(",")[0])
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server, number = self.server, number_in(body)
-        with server.lock:
-            server.requests.append(
-                {"path": self.path, "body": body, "time": time.monotonic()}
-                | {"key": self.headers.get("Authorization")}
-            )
-            moods = server.moods.get(number)
-            mood = moods.pop(0) if moods else caption(number)
-            server.at_a_time += 1
-            server.most = max(server.most, server.at_a_time)
-        try:
-            self.reply(mood)
-        finally:
-            with server.lock:
-                server.at_a_time -= 1
-
-    def reply(self, mood):
-        if callable(mood):
-            mood = mood(self)
-        status, headers = 200, {}
-        if isinstance(mood, tuple):
-            mood, headers = mood
-        if isinstance(mood, int):
-            status = mood
-            mood = json.dumps({"error": {"message": f"that is a {mood}"}}).encode()
-        if isinstance(mood, str):
-            choice = {"message": {"content": mood}, "finish_reason": "stop"}
-            mood = {"model": "tiny-2025", "choices": [choice]}
-        if isinstance(mood, dict):
-            mood = json.dumps(mood).encode()
-        if isinstance(mood, bytes):
-            self.send_response(status)
-            for name, value in ({"Content-Length": len(mood)} | headers).items():
-                self.send_header(name, str(value))
-            self.end_headers()
-            with contextlib.suppress(OSError):
-                self.wfile.write(mood)
-
-    def log_message(self, *arguments):
-        """Say nothing."""
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    """Start servers, which end with the test; pauses are short."""
-    monkeypatch.setattr(endpoint_lib, "FIRST_PAUSE_SECONDS", 0.02)
-    monkeypatch.setattr(endpoint_lib, "LONGEST_PAUSE_SECONDS", 0.05)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    servers = []
-
-    def start(moods=None):
-        servers.append(Server(moods or {}))
-        run = threading.Thread(target=servers[-1].serve_forever, args=(0.01,))
-        run.start()
-        threads.append(run)
-        return servers[-1]
-
-    threads: list[threading.Thread] = []
-    yield start
-    for server, thread in zip(servers, threads, strict=True):
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def captions(server, clips=CLIPS, **options):
@@ -132,15 +27,21 @@ def good(number, *broken):
 
 
 def test_what_is_asked_and_answered(serve):
-    server = serve()
+    together = threading.Barrier(4)
+
+    def wait(handler, number):
+        together.wait(30)  # for three more requests
+        return caption(number)
+
+    server = serve({n: [functools.partial(wait, number=n)] for n in range(4)})
     options = {"key": "secret", "seed": 5, "body": {"top_p": 0.5, "max_tokens": None}}
     assert captions(server, **options) == [good(n) for n in range(12)]
-    assert len(server.requests) == 12 and 1 < server.most <= 4
+    assert len(server.requests) == 12 and server.most == 4
     for request in server.requests:
         number = number_in(request["body"])
         assert request["path"] == "/v1/chat/completions"
         assert request["key"] == "Bearer secret"
-        prompt = endpoint_lib.PROMPT.replace("{}", f"sound {number}, rain")
+        prompt = endpoint_lib.PROMPT.replace("{}", f"sound {number}; rain")
         assert request["body"] == {
             "model": "tiny",
             "messages": [{"role": "user", "content": prompt}],
@@ -207,7 +108,7 @@ def test_it_waits_as_long_as_it_is_told(serve, as_date):
 def test_broken_answers_are_asked_for_again(serve):
     long = {"message": {"content": "A dog"}, "finish_reason": "length"}
     filtered = {"message": {"content": None}, "finish_reason": "content_filter"}
-    prompt = endpoint_lib.PROMPT.replace("{}", "sound 5, rain").replace("\n", " ")
+    prompt = endpoint_lib.PROMPT.replace("{}", "sound 5; rain").replace("\n", " ")
     moods = {
         0: [b"<html>no JSON</html>"],
         1: [{"choices": []}, {"choices": [{"message": {}}]}],

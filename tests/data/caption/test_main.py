@@ -14,7 +14,6 @@ from data.caption import __main__ as command
 from data.caption.rules import Rules
 from data.caption.templates import Templates
 from tests.data.caption import cases
-from tests.data.caption.test_endpoint import serve  # noqa: F401 (a fixture)
 
 CLIPS = 10_000
 T5 = ("--by=t5", "--beams=1", "--max-new-tokens=6", "--batch-size=128", "--max-words=5")
@@ -90,7 +89,7 @@ def kill_when_begun(arguments, part):
     return part.read_bytes().count(b"\n")
 
 
-def test_by_an_endpoint(serve, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_by_an_endpoint(serve, tmp_path, capsys, monkeypatch):
     server = serve({1: [500, b"no JSON", "A man hears sound 1."], 2: [""] * 3})
     table = tmp_path / "clips.csv"
     rows = [f"{n}.wav,sound {n}" for n in range(5)]
@@ -99,7 +98,8 @@ def test_by_an_endpoint(serve, tmp_path, capsys, monkeypatch):  # noqa: F811
     monkeypatch.setenv("MY_KEY", "secret")
     out = tmp_path / "captions.jsonl"
     arguments = [str(table), f"--out={out}", "--by=endpoint", f"--url={server.url}"]
-    arguments += ["--model=tiny", "--key-variable=MY_KEY", '--body={"top_p": 0.5}']
+    arguments += ["--model=tiny", "--key-variable=MY_KEY", "--patience-seconds=5"]
+    arguments += ['--body={"top_p": 0.5}']
     arguments += [f"--prompt=@{tmp_path / 'prompt.txt'}"]
     assert command.main(arguments) == 0
     assert [line["caption"] for line in cases.lines(out)] == [
