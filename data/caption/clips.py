@@ -22,7 +22,7 @@ SECONDS_COLUMNS = (
 LENGTHS = ("auto", "audio", "none")
 
 # What a section of a config may say besides options of the source itself.
-_OF_TRAINING = ("name", "weight", "generated", "captions")
+_OF_TRAINING = ("weight", "generated", "captions")
 
 
 class ClipsError(ValueError):
@@ -74,10 +74,11 @@ def read(
     """
     section = _section(data) | dict(options or {})
     kind = section.pop("kind")
+    name = section.pop("name", kind)  # which some ids begin with
     section = {key: section[key] for key in section if key not in _OF_TRAINING}
     if kind == "manifest":
         section.setdefault("check_files", False)
-    source = sources.build_source(kind, kind, section)
+    source = sources.build_source(kind, name, section)
     seconds = _Seconds(source, kind, section, lengths if min_seconds else "none")
     clips, without_tags, short, unknown = [], 0, 0, 0
     for index in range(len(source)):

@@ -138,7 +138,7 @@ def test_sources_are_mixed_by_temperature_and_bring_generated_captions(tmp_path,
         "".join(
             json.dumps(
                 {
-                    "id": f"synthetic_train-0-{number}",
+                    "id": f"many-0-{number}",
                     "caption": f"generated {number}",
                     "origin": {"kind": "t5"},
                 }

@@ -44,6 +44,16 @@ def test_folders_and_shards(tmp_path):
     assert read(json.dumps(section)).clips[1] == Clip("000/001", ("tone",))
 
 
+def test_ids_are_those_of_training():
+    """Synthetic clips are called by the name of their source in the config."""
+    section = {"kind": "synthetic", "name": "mine", "examples": 3, "captions": "all"}
+    assert [clip.id for clip in read(json.dumps(section)).clips] == [
+        "mine-0-0",
+        "mine-0-1",
+        "mine-0-2",
+    ]
+
+
 def test_short_clips_are_left_out_where_lengths_are_known(tmp_path):
     # By a column; what is no number is unknown.
     seconds = [1.9, 2.0, "", "two", None, "3.5"]
