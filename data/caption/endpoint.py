@@ -94,7 +94,6 @@ class Endpoint:
         self._patience_seconds = patience_seconds
         self._tries, self._seed = tries, seed
         self._settings = {
-            "url": self._url,
             "prompt": prompt,
             "temperature": temperature,
             "seed": seed,
@@ -114,6 +113,7 @@ class Endpoint:
             "kind": "endpoint",
             "model": self._model,
             "version": "",
+            "url": self._url,
             "settings": self._settings,
         }
 

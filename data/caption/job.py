@@ -18,9 +18,6 @@ from data.caption.clips import Clip
 from data.caption.rules import Rules
 from data.caption.templates import Templates
 
-# What says of two captions that one job made them.
-_SAME = ("kind", "model", "settings")
-
 
 class JobError(RuntimeError):
     """A job that cannot go on; one sentence that says what to do."""
@@ -133,20 +130,28 @@ class _Job:
             return f"clip {row['id']!r} where {clip.id!r} is now"
         if tuple(row["tags"]) != clip.tags:
             return f"clip {clip.id!r} with other labels"
-        wanted = self._instead if "instead_of" in origin else self._origin
-        pairs = [(origin, wanted)]
-        if "instead_of" in origin:
-            pairs.append((origin["instead_of"], self._origin))
-        for found, own in pairs:
-            for key in _SAME:
-                if found.get(key) != own[key]:
-                    return f"{key} {found.get(key)!r}, not {own[key]!r}"
-        rules = origin.get("rules", {})
-        if {key: rules[key] for key in rules if key != "applied"} != (
-            self._rules.origin()
-        ):
-            return "other rules"
-        return ""
+        rules = {k: v for k, v in origin.get("rules", {}).items() if k != "applied"}
+        if rules != self._rules.origin():
+            return f"rules {rules}, not {self._rules.origin()}"
+        if "instead_of" not in origin:
+            return _difference(origin, self._origin)
+        return _difference(origin, self._instead) or _difference(
+            origin["instead_of"], self._origin
+        )
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What shows that another job, or another setting, made a caption."""
+    for key in ("kind", "model"):
+        if found[key] != wanted[key]:
+            return f"{key} {found[key]!r}, not {wanted[key]!r}"
+    there, here = found["settings"], wanted["settings"]
+    differing = [
+        f"{key} {there.get(key)!r}, not {here.get(key)!r}"
+        for key in there | here
+        if there.get(key) != here.get(key)
+    ]
+    return "; ".join(differing)
 
 
 def _whole_lines(

@@ -56,7 +56,7 @@ def test_origin_says_all_but_the_key(serve):
     writer = Endpoint(f"{server.url}/chat/completions", "tiny", key="secret")
     origin = writer.origin()
     assert origin["kind"] == "endpoint" and origin["model"] == "tiny"
-    assert origin["settings"]["url"] == f"{server.url}/chat/completions"
+    assert origin["url"] == f"{server.url}/chat/completions"
     assert "secret" not in json.dumps(origin)
     assert list(writer.answers(CLIPS[:1])) == [good(0)]
     assert list(writer.answers(CLIPS[1:2])) == [good(1)]  # and again

@@ -24,12 +24,12 @@ class FakeWriter:
     """Captions groups: every caption names the clips of its group. Clip 7's and every
     tenth clip's answers are no good."""
 
-    def __init__(self, group=4, stop_after=None, model="fake"):
+    def __init__(self, group=4, stop_after=None, model="fake", tries=2):
         self.group, self.asked = group, 0
-        self._stop_after, self._model = stop_after, model
+        self._stop_after, self._model, self._tries = stop_after, model, tries
 
     def origin(self):
-        settings = {"tries": 2}
+        settings = {"tries": self._tries}
         return {
             "kind": "t5",
             "model": self._model,
@@ -124,7 +124,8 @@ def test_a_finished_job_is_not_done_again(tmp_path, whole):
     "options, message",
     [
         ({"writer": FakeWriter(model="other")}, "line 1 has model 'fake', not 'other'"),
-        ({"rules": "none"}, "line 1 has other rules"),
+        ({"writer": FakeWriter(tries=3)}, "line 1 has tries 2, not 3"),
+        ({"rules": "none"}, "line 1 has rules {'table': 'neutral', .*, not {}"),
         ({"template": "plain"}, "line 1 has model 'laion', not 'plain'"),
         ({"clips": CLIPS[1:]}, "clip 'clips/0.wav' where 'clips/1.wav' is now"),
         ({"clips": CLIPS[:20]}, "line 21 has more than 20 captions"),
