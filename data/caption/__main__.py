@@ -282,7 +282,8 @@ class _Progress:
             self._first, self._began, self._said = done, now, now
         if now - self._said < PROGRESS_SECONDS:
             return
-        self._said, rate = now, (done - self._first) / (now - self._began)
+        rate = (done - self._first) / max(now - self._began, 1e-9)
+        self._said = now
         line = f"{self._kind}: {done:,} of {total:,}, {rate:.3g} captions/s"
         print(line, file=sys.stderr, flush=True)
 

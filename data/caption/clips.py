@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import soundfile
 
+from clap_jax import remote
 from clap_jax.audio import io as audio_io
 from clap_jax.pipeline import manifest, sources, tables
 from clap_jax.pipeline.sources import Source
@@ -146,15 +147,21 @@ class _Seconds:
 
 
 def _column(section: Mapping[str, Any]) -> dict[str, float] | None:
-    """Lengths in a table by the clips' ids, None where it has none."""
+    """Lengths in a table by the clips' ids; None where sound files can say them.
+
+    That is where it has no such column, and the sounds are not behind URLs.
+    """
     table = tables.read(section["path"])
     names = {name.lower(): name for name in table.columns}
     column = next((names[name] for name in SECONDS_COLUMNS if name in names), "")
+    audio = section.get("audio_column")
+    audio = audio or manifest.inspect_manifest(section["path"])["audio_column"]
     if not column:
-        return None
-    ids = section.get("id_column") or names.get("id") or section.get("audio_column")
-    ids = ids or manifest.inspect_manifest(section["path"])["audio_column"]
-    found = {}
+        folder = section.get("audio_folder") or table.folder
+        paths = (remote.join(folder, tables.text(v)) for v in table.columns[audio])
+        return {} if any(map(remote.is_remote, paths)) else None
+    ids = section.get("id_column") or names.get("id") or audio
+    found: dict[str, float] = {}
     for name, value in zip(table.columns[ids], table.columns[column], strict=True):
         try:
             seconds = float(tables.text(value))

@@ -212,7 +212,8 @@ class Endpoint:
             seconds = max(wanted, pause * random.uniform(0.75, 1.25))
             if seconds > left:
                 raise EndpointError(
-                    f"{self._url} did not answer for {self._patience_seconds:g} s: {said}"
+                    f"{self._url} did not answer for {self._patience_seconds:g} s "
+                    f"(--patience-seconds): {said}"
                 )
             logging.log_every_n_seconds(
                 logging.WARNING, "%s: %s: asked again soon", 10, self._url, said

@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import clap_jax
 from data.caption.answers import Answer, clean, problem
 from data.caption.clips import Clip
 
@@ -90,7 +91,10 @@ class T5:
 
     def origin(self) -> dict[str, Any]:
         """The model with its commit, where it has one, and what was asked of it."""
-        versions = [f"{lib.__name__} {lib.__version__}" for lib in _libraries()]
+        libraries = (clap_jax, self._transformers, self._torch)
+        versions = [
+            f"{library.__name__} {library.__version__}" for library in libraries
+        ]
         commit = getattr(self._model.config, "_commit_hash", None)
         return {
             "kind": "t5",

@@ -71,6 +71,11 @@ def test_short_clips_are_left_out_where_lengths_are_known(tmp_path):
     found = read(str(tmp_path / "sounds"), min_seconds=0.5)
     assert [clip.id for clip in found.clips] == ["dog/broken.flac"] and found.short == 3
 
+    # Sounds behind URLs are left where they are.
+    table = tmp_path / "far.csv"
+    table.write_text("path,label\nmemory://nowhere/a.wav,dog\n")
+    assert read(str(table), min_seconds=0.5).unknown == 1
+
     # In shards, clips are opened only if asked to.
     source = ManifestSource(tmp_path / "sounds")
     array_record.pack(source, tmp_path / "packed" / "x")

@@ -176,7 +176,9 @@ def test_answers_before_an_outage_are_kept(serve):
     server = serve({4: [500] * 100})
     found = []
     writer = Endpoint(server.url, "tiny", patience_seconds=0.2, concurrency=2)
-    with pytest.raises(EndpointError, match="did not answer for 0.2 s: 500 Internal"):
+    with pytest.raises(
+        EndpointError, match="did not answer for 0.2 s .*: 500 Internal"
+    ):
         found.extend(writer.answers(CLIPS))
     assert found == [good(n) for n in range(4)]
 
@@ -185,7 +187,7 @@ def test_nobody_there():
     with Server({}) as gone:
         url = gone.url
     writer = Endpoint(url, "tiny", patience_seconds=0.0)
-    with pytest.raises(EndpointError, match="did not answer for 0 s: .*refused"):
+    with pytest.raises(EndpointError, match="did not answer for 0 s .*refused"):
         list(writer.answers(CLIPS))
 
 

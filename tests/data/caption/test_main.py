@@ -46,8 +46,10 @@ def test_ten_thousand_by_t5_killed_and_run_again(table, tiny_t5, tmp_path, capsy
     said = capsys.readouterr().out
     assert "9,900 captions (t5 " in said and "left out: 100 clips below 2 s" in said
 
-    killed = kill_when_begun([*arguments, f"--out={out}"], Path(f"{out}.part"))
-    assert 0 < killed < 9900 and not out.exists()
+    group = 16 * 128
+    size = sum(map(len, whole.read_bytes().splitlines(keepends=True)[:group]))
+    killed = kill_behind([*arguments, f"--out={out}"], Path(f"{out}.part"), size)
+    assert group < killed < 9900 and not out.exists()
     assert command.main([*arguments, f"--out={out}"]) == 0
     assert out.read_bytes() == whole.read_bytes()
 
@@ -74,13 +76,16 @@ def test_ten_thousand_by_t5_killed_and_run_again(table, tiny_t5, tmp_path, capsy
     assert "for 9,900 clips, none for 100; 0 more" in source.description()
 
 
-def kill_when_begun(arguments, part):
-    """Run the command, kill it once there are lines; returns how many there were."""
+def kill_behind(arguments, part, size):
+    """Run the command, kill it once it has written more than so many bytes; returns how
+    many lines there were."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     program = [sys.executable, "-m", "data.caption", *arguments]
     process = subprocess.Popen(program, env=environment, cwd=Path(__file__).parents[3])
     try:
-        while process.poll() is None and not (part.exists() and part.stat().st_size):
+        while process.poll() is None:
+            if part.exists() and part.stat().st_size > size:
+                break
             time.sleep(0.001)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -151,6 +156,23 @@ def test_mistakes_are_sentences(tmp_path, capsys, arguments, message):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_progress_and_a_stop(tmp_path, capsys, monkeypatch):
+    table = cases.write_table(tmp_path / "clips.jsonl", 3)
+    arguments = [str(table), f"--out={tmp_path / 'out.jsonl'}"]
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command.job, "run", stop)
+        assert command.main(arguments) == 130
+    assert "stopped; the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(command, "PROGRESS_SECONDS", 0.0)
+    assert command.main(arguments) == 0
+    said = capsys.readouterr().err
+    assert "template: 0 of 3" in said and "template: 3 of 3" in said
 
 
 def test_data_that_is_not_there(tmp_path, capsys):
