@@ -73,7 +73,7 @@ class GeneratedSource:
         self._brought = source.generated_clips() if hasattr(source, "origins") else 0
         self._kinds: list[str] = list(source.origins) if self._brought else []
         self._collect()
-        if not self._kinds:
+        if not self._kinds and captions != "none":
             raise ValueError(
                 f"source {source.name!r}: captions is {captions!r}, but there are no "
                 "generated captions: set generated to a file of them"
@@ -84,6 +84,7 @@ class GeneratedSource:
         """Read all files into arrays, since workers get a copy: each clip's captions
         lie behind each other."""
         numbers = {self._source.id(i): i for i in range(len(self._source))}
+        known = {kind: number for number, kind in enumerate(self._kinds)}
         clips, kinds, texts, self._strange = [], [], [], 0
         for file in self._files:
             before = len(clips)
@@ -92,17 +93,16 @@ class GeneratedSource:
                 if clip is None:
                     self._strange += 1
                     continue
-                if line.kind not in self._kinds:
-                    self._kinds.append(line.kind)
                 clips.append(clip)
-                kinds.append(self._kinds.index(line.kind))
+                kinds.append(known.setdefault(line.kind, len(known)))
                 texts.append(line.caption.encode())
             if len(clips) == before:
                 raise _nothing_fits(file, self._source)
+        self._kinds = list(known)
         place = np.argsort(np.array(clips, np.int64), kind="stable")
         counts = np.bincount(np.array(clips, np.int64), minlength=len(self._source))
         self._first = np.cumsum([0, *counts])
-        self._kind = np.array(kinds, np.uint8)[place]
+        self._kind = np.array(kinds, np.int32)[place]
         self._text = b"".join(texts[row] for row in place)
         self._end = np.cumsum([0, *(len(texts[row]) for row in place)])
 
@@ -262,6 +262,10 @@ def parse(text: str | bytes) -> Generated:
     for name, value in fields.items():
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"{name} is {value!r:.60}, expected text")
+    try:
+        fields["caption"].encode()
+    except UnicodeEncodeError:
+        raise ValueError("caption holds half a character (a lone surrogate)") from None
     if kind == ORIGINAL:
         raise ValueError(
             f"origin.kind is {kind!r}, which means the clip's own captions"

@@ -59,6 +59,8 @@ def problem(text: str, prompt: str, names: Sequence[str], max_words: int) -> str
     words, asked, labels = _words(text), _words(prompt), _words(" ".join(names))
     if not any(letter.isalpha() for letter in text):
         return "empty"
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        return "half a character"  # which no file of UTF-8 can hold
     if _REFUSAL.match(text):
         return "refuses"
     if "\n" in text:

@@ -289,6 +289,9 @@ def test_there_must_be_generated_captions(tmp_path):
     options = {"path": str(tmp_path), "cache_folder": str(tmp_path / "cache")}
     with pytest.raises(ValueError, match="there are no generated captions"):
         build_source("laion_tar", "x", {**options, "captions": "all"})
+    # To want none needs none.
+    source = build_source("laion_tar", "x", {**options, "captions": "none"})
+    assert source.captions(0) == ["number 0", "sound 0"]
 
 
 @pytest.mark.parametrize(
@@ -319,12 +322,13 @@ def test_broken_lines_are_all_named(tmp_path):
         json.dumps({"id": "clip3", "caption": "x"}),
         "",
         json.dumps(line("clip4", "x", "original")),
+        json.dumps(line("clip5", "\ud800")),
     ]
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(ManifestError) as caught:
         GeneratedSource(TinySource(10), str(path))
     message = str(caught.value)
-    assert "made.jsonl: 6 problems" in message
+    assert "made.jsonl: 7 problems" in message
     for expected in (
         "line 2: is not JSON",
         "line 3: holds a list, expected an object",
@@ -332,6 +336,7 @@ def test_broken_lines_are_all_named(tmp_path):
         "line 5: id is 7, expected text",
         "line 6: origin.kind is None, expected text",
         "line 8: origin.kind is 'original', which means the clip's own captions",
+        "line 9: caption holds half a character",
     ):
         assert expected in message
 

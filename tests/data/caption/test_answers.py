@@ -32,6 +32,7 @@ def test_wrappings_are_taken_off(raw, text):
         ("It rains, and rains, and rains, and rains.", ""),
         ("", "empty"),
         ("... 12!", "empty"),
+        ("A dog \ud83d barks", "half a character"),
         ("I'm sorry, but I can't help with that.", "refuses"),
         ("As an AI language model, I hear nothing", "refuses"),
         ("Bells ring.\nRain falls.", "several lines"),
