@@ -144,7 +144,16 @@ def default() -> ConfigDict:
     # Named sources: {"kind": manifest | array_record | tfds | laion_tar | synthetic,
     # "name": ..., "weight": share of the mixture (0: in proportion to size), options of
     # the kind}.
+    # Any of them may have "generated": a file of captions that `python -m data.caption`
+    # made, or several, and "captions": which are used: none (only the clip's own) | all
+    # | augment_only (generated ones where there are any), or probabilities by origin,
+    # {"original": 0.5, "t5": 0.5}.
     config.data.sources = ()
+    # How sizes make shares: in proportion to weight * size^(1/this), where a source
+    # without a weight has weight 1. 1: each as often as it has clips; large: all alike.
+    # 0: weights alone are the shares, or, where there are none, all clips are shuffled
+    # together. The log says what comes of it.
+    config.data.mixture_temperature = 0.0
     # Where log-mels are computed: host (workers) | device (the bus carries int16 waves) |
     # auto: device, but host for models that need the mel of the whole clip (fusion, BLAT).
     config.data.mel = "auto"
@@ -316,6 +325,10 @@ _NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
     "optim.warmup_steps": (lambda x: x >= 0, "0 or more"),
     "optim.warmup_percent": (lambda x: 0 <= x <= 100, "0 to 100"),
     "optim.clip_norm": (lambda x: x >= 0, "0 (no clipping) or more"),
+    "data.mixture_temperature": (
+        lambda x: x == 0 or x >= 0.01,
+        "0 (off), or 0.01 or more",
+    ),
     "data.vocab_size": (lambda x: x >= 1, "1 or more"),
     "checkpoint.every_steps": (lambda x: x >= 0, "0 (only at the end) or more"),
     "checkpoint.keep": (lambda x: x >= 1, "1 or more"),

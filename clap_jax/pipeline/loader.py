@@ -19,6 +19,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import logging
 
 from clap_jax.audio import io
 from clap_jax.pipeline import leftovers
@@ -26,8 +27,8 @@ from clap_jax.pipeline.ops import (
     Clip,
     Clips,
     Prepare,
+    draw_caption,
     example_generator,
-    pick_caption,
 )
 from clap_jax.pipeline.order import POOL_BLOCKS, Order
 from clap_jax.pipeline.sources import Source
@@ -101,6 +102,8 @@ def train_dataset(
         seed,
         read_together,
     )
+    if len(sources) > 1:
+        logging.info("mixture: %s", order.mixture())
     global_batch = batch_size * shard[1]
     if order.examples < global_batch:
         raise ValueError(
@@ -153,7 +156,7 @@ class TrainBatches:
         for row, (draw, (which, _), clip) in enumerate(zip(draws, places, found)):
             source = self._clips[which].source
             rng = example_generator(self.order.seed, draw)
-            captions.append(pick_caption(source.captions(clip.index), rng))
+            captions.append(draw_caption(source, clip.index, rng))
             put(batch, row, prepare.example(clip.whole, rng))
             group[row] = group_number(source.name, source.group(clip.index))
         ids, mask = self._tokenizer(captions)

@@ -14,7 +14,7 @@ import numpy as np
 
 from clap_jax.audio import io
 from clap_jax.pipeline import loader
-from clap_jax.pipeline.ops import Clips, Prepare, example_generator, pick_caption
+from clap_jax.pipeline.ops import Clips, Prepare, draw_caption, example_generator
 from clap_jax.pipeline.order import POOL_BLOCKS, Order
 from clap_jax.pipeline.sources import Source
 from clap_jax.pipeline.together import Together
@@ -278,7 +278,7 @@ def _prepared(
 def _tokens(
     source: Source, index: int, tokenizer: Tokenizer, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    ids, mask = tokenizer([pick_caption(source.captions(index), rng)])
+    ids, mask = tokenizer([draw_caption(source, index, rng)])
     return ids[0], mask[0]
 
 

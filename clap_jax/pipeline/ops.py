@@ -278,9 +278,23 @@ class Clips:
         )
 
 
-def pick_caption(captions: Sequence[str], rng: np.random.Generator) -> str:
-    """One of the captions, each equally likely."""
-    return captions[rng.integers(len(captions))]
+def draw_caption(source: "Source", index: int, rng: np.random.Generator) -> str:
+    """One of a clip's captions, as likely as its source says."""
+    captions = source.captions(index)
+    weights = getattr(source, "caption_weights", None)
+    return pick_caption(captions, rng, weights and weights(index))
+
+
+def pick_caption(
+    captions: Sequence[str],
+    rng: np.random.Generator,
+    weights: Sequence[float] | None = None,
+) -> str:
+    """One of the captions, each equally likely or as `weights` say."""
+    if weights is None:
+        return captions[rng.integers(len(captions))]
+    ends = np.cumsum(weights)
+    return captions[np.searchsorted(ends[:-1] / ends[-1], rng.random(), side="right")]
 
 
 def example_generator(seed: int, draw: int) -> np.random.Generator:

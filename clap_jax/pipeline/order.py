@@ -4,9 +4,12 @@ import hashlib
 import math
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from clap_jax.pipeline.sources import Source
 
 # Weights are met to one part in so many.
 PATTERN_LENGTH = 10_000
@@ -30,6 +33,32 @@ def digest(parts: Iterable[Any]) -> str:
         else:
             total.update(repr(part).encode("utf-8", "surrogatepass") + b"\n")
     return total.hexdigest()
+
+
+def mix(
+    sources: Sequence[tuple["Source", float | None]], temperature: float
+) -> list[tuple["Source", float | None]]:
+    """Sources with weights that follow their sizes, more or less.
+
+    temperature T: shares of the mixture are in proportion to weight * clips ** (1 / T).
+        1: each source as often as it has clips; larger: more alike; smaller: the large
+        ones even more. A source without a weight (None or 0) has weight 1.
+    With T = 0 the sources as they are. Else their new weights sum to 1. Raises
+    ValueError for weights below 0.
+    """
+    if not temperature:
+        return list(sources)
+    logs = []
+    for source, weight in sources:
+        if weight and not 0 < weight < math.inf:
+            raise ValueError(
+                f"the weight of source {source.name!r} is {weight}, expected 0 or more"
+            )
+        logs.append(math.log(weight or 1) + math.log(len(source) or 1) / temperature)
+    # Nothing overflows, and even the smallest source keeps a share.
+    sizes = [math.exp(max(log - max(logs), -700.0)) for log in logs]
+    shares = [size / math.fsum(sizes) for size in sizes]
+    return [(source, share) for (source, _), share in zip(sources, shares)]
 
 
 class Order:
@@ -89,6 +118,17 @@ class Order:
         which = int(self._turns[step])
         turn = cycle * int(self._counts[which]) + int(self._ranks[step])
         return which, self._shuffles[which](turn)
+
+    def mixture(self) -> str:
+        """One line on the sources' shares of the examples, as they come out."""
+        counts = self._counts if self._weights else np.array(self._lengths)
+        shares, total = counts / counts.sum(), sum(self._lengths)
+        parts = [
+            f"{name} {share:.2%} ({length:,} clips, each {share * total / length:.3g} "
+            "times in an epoch)"
+            for name, share, length in zip(self._names, shares, self._lengths)
+        ]
+        return ", ".join(parts)
 
     def fingerprint(self) -> list[str]:
         """Says in words which sequence this is: a line for each source, and the seed.

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from clap_jax import config as config_lib
 from clap_jax import remote
 from clap_jax.pipeline.array_record import ArrayRecordSource
+from clap_jax.pipeline.generated import GeneratedSource
 from clap_jax.pipeline.manifest import ManifestSource
 from clap_jax.pipeline.synthetic import SyntheticSource
 from clap_jax.pipeline.tars import LaionTarSource
@@ -19,7 +20,8 @@ class Source(Protocol):
 
     One that reads neighbours faster together than one by one also has
     `read(indices) -> list`: what `__getitem__` gives for each, and in place of a clip
-    that cannot be had the AudioError that it raises.
+    that cannot be had the AudioError that it raises. One whose captions are not equally
+    likely has `caption_weights(index) -> list | None`, as `GeneratedSource`.
     """
 
     name: str
@@ -81,6 +83,8 @@ def section(path: str) -> dict[str, Any]:
 def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
     """Make a source from its kind, its name and the keyword arguments of its class.
 
+    Every kind takes two more: `generated`, files of captions that were made for its
+    clips, and `captions`, which of them are used: see `GeneratedSource`.
     Raises ValueError for unknown kinds and options, with the names that come close, for
     missing options, and whatever the source finds wrong with its data.
     """
@@ -88,7 +92,8 @@ def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
         raise ValueError(config_lib.unknown("kind of source", kind, SOURCES))
     parameters = inspect.signature(SOURCES[kind]).parameters
     allowed = [parameter for parameter in parameters if parameter != "name"]
-    problems = config_lib.unknown_keys(options, allowed, f"{kind} source {name!r}")
+    known = [*allowed, "generated", "captions"]
+    problems = config_lib.unknown_keys(options, known, f"{kind} source {name!r}")
     if problems:
         raise ValueError("; ".join(problems))
     missing = [
@@ -98,6 +103,17 @@ def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
     ]
     if missing:
         raise ValueError(f"{kind} source {name!r}: option {missing[0]!r} is missing")
-    source = SOURCES[kind](**options)
+    own = {key: value for key, value in options.items() if key in allowed}
+    made = {key: value for key, value in options.items() if key not in allowed}
+    if "captions" in made and own.get("text_augment", "none") != "none":
+        raise ValueError(
+            f"{kind} source {name!r}: captions and text_augment both choose captions, "
+            "give one of them"
+        )
+    source = SOURCES[kind](**own)
     source.name = name
-    return source
+    if not made:
+        return source
+    return GeneratedSource(
+        source, made.get("generated", ()), made.get("captions", "all")
+    )

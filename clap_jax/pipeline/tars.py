@@ -33,6 +33,9 @@ SHOWN_PROBLEMS = 5
 
 TEXT_AUGMENT = ("none", "all", "augment_only")
 
+# How the JSON of an `Entry` without augmented captions ends.
+NO_AUGMENTS = b", [], []]"
+
 
 class LaionTarSource:
     """Clips of tar shards, each read as a range of bytes.
@@ -42,7 +45,9 @@ class LaionTarSource:
         shards/{000..123}.tar); or a list of these. Local, or a URL (gs://, s3://).
     text_augment: which captions, as LAION's --text-augment-selection: "none" (`text`),
         "all" (`text_augment_all`, else `text`), "augment_only" (`text_augment_t5`, else
-        `text`).
+        `text`). For a choice by probabilities, `captions` of a config's section (see
+        `GeneratedSource`): its kinds are "t5" and, for what only `text_augment_all`
+        has, "augment".
     cache_folder: where the index of each shard is kept, so that its headers are read
         once: a local folder, or a URL that all hosts share. "": ~/.cache/clap_jax/tars.
 
@@ -55,6 +60,9 @@ class LaionTarSource:
     some 130 bytes for a clip with one short caption, 13 GB for 100 million clips, and
     each of `data.workers` has a copy of its own. Threads (workers=0) share one.
     """
+
+    origins = ("t5", "augment")
+    """Kinds of captions in the shards besides `text`."""
 
     def __init__(
         self,
@@ -178,6 +186,22 @@ class LaionTarSource:
     def _chosen(self, entry: tar_index.Entry) -> list[str]:
         chosen = ([], entry.augment_all, entry.augment_t5)[self._augment]
         return chosen or entry.text or entry.augment_all or entry.augment_t5
+
+    def generated(self, index: int) -> list[tuple[str, str]]:
+        """(kind, caption) of those that were made, each once; kinds as in `origins`."""
+        entry = self._entry(index)
+        t5, known = entry.augment_t5, {*entry.text, *entry.augment_t5}
+        more = [caption for caption in entry.augment_all if caption not in known]
+        return [("t5", one) for one in t5] + [("augment", one) for one in more]
+
+    def generated_clips(self) -> int:
+        """How many clips have captions of these kinds."""
+        # `Entry` ends with the two lists of them, so that no JSON needs to be read.
+        ends, text = self._text_end[1:], np.frombuffer(self._text, np.uint8)
+        none = np.ones(len(self), bool)
+        for place, letter in enumerate(NO_AUGMENTS):
+            none &= text[ends - len(NO_AUGMENTS) + place] == letter
+        return len(self) - int(np.count_nonzero(none))
 
     def tags(self, index: int) -> list[str]:
         """Labels of a clip: JSON's `tag`."""

@@ -25,7 +25,7 @@ from clap_jax.evals.encode import ModelEncoder
 from clap_jax.losses import contrastive
 from clap_jax.models import zoo
 from clap_jax.models.dual import Dual
-from clap_jax.pipeline import loader
+from clap_jax.pipeline import loader, order
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source, build_source
 from clap_jax.text import tokenize
@@ -294,14 +294,14 @@ def duals(
 
 
 def _sources(config: ConfigDict) -> list[tuple[Source, float]]:
-    """Every training source and its weight."""
+    """Every training source and its weight in the mixture."""
     sources = [
         _source(section, f"data.sources[{number}]", weighted=True)
         for number, section in enumerate(config.data.sources)
     ]
     if not sources:
         raise config_lib.ConfigError("data.sources is empty: name at least one source")
-    return sources
+    return order.mix(sources, config.data.mixture_temperature)
 
 
 def _source(section: Any, where: str, weighted: bool) -> tuple[Source, float]:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from clap_jax import config as config_lib
 from clap_jax.audio import mel
 from clap_jax.models import zoo
-from clap_jax.pipeline import measure
+from clap_jax.pipeline import measure, order
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source, build_source, section
 from clap_jax.text import tokenize
@@ -91,6 +91,7 @@ def run(config: ConfigDict, options: argparse.Namespace) -> measure.Report:
         raise config_lib.ConfigError(
             "data.sources is empty: there is nothing to measure"
         )
+    sources = order.mix(sources, config.data.mixture_temperature)
     spec = _spec(config)
     frontend = mel.FRONTENDS[options.frontend] if options.frontend else spec.frontend
     where = config.data.mel

@@ -13,6 +13,7 @@ from absl import flags
 
 from clap_jax.audio import frontend
 from clap_jax.pipeline import loader
+from clap_jax.pipeline import order as order_lib
 from clap_jax.pipeline.manifest import ManifestSource
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.order import Order
@@ -152,6 +153,68 @@ def test_weights_are_met():
 def test_tiny_weights_are_not_lost():
     order = Order([5, 5], [1, 1e-9], ["a", "b"], ["", ""], 0)
     assert {order(n)[0] for n in range(20_000)} == {0, 1}
+
+
+SIZES = {"small": 16, "middle": 100, "large": 1600}
+
+
+def mixed(temperature, weights=(None, None, None)):
+    """Weights that a temperature makes, by name."""
+    sources = [TinySource(count, name) for name, count in SIZES.items()]
+    pairs = order_lib.mix(list(zip(sources, weights, strict=True)), temperature)
+    assert [source for source, _ in pairs] == sources
+    return {source.name: weight for source, weight in pairs}
+
+
+@pytest.mark.parametrize(
+    "temperature, weights, expected",
+    [
+        (1, (None, 0, None), [16, 100, 1600]),
+        (2, (None, None, None), [4, 10, 40]),
+        (2, (5, None, 0.5), [20, 10, 20]),
+        (0.5, (None, None, None), [16**2, 100**2, 1600**2]),
+        (1e9, (1, 1, 2), [1, 1, 2]),
+    ],
+)
+def test_temperature_makes_shares_of_sizes(temperature, weights, expected):
+    found = list(mixed(temperature, weights).values())
+    np.testing.assert_allclose(found, np.array(expected) / sum(expected), rtol=1e-6)
+
+
+def test_no_temperature_leaves_weights_alone():
+    assert list(mixed(0, (None, 0.0, 3.0)).values()) == [None, 0.0, 3.0]
+    # However low, the smallest source keeps a share.
+    assert all(0 < weight <= 1 for weight in mixed(0.01).values())
+    with pytest.raises(ValueError, match="weight of source 'small' is -1, expected 0"):
+        mixed(1, (-1, None, None))
+
+
+def test_mixture_comes_out_as_it_is_said(train, caplog):
+    sources = [(TinySource(16, "a"), None), (TinySource(64, "b"), None)]
+    with caplog.at_level("INFO", logger="absl"):
+        dataset = train(order_lib.mix(sources, 2), iterate=False)
+    said = (
+        "mixture: a 33.33% (16 clips, each 1.67 times in an epoch), "
+        "b 66.67% (64 clips, each 0.833 times in an epoch)"
+    )
+    assert said in caplog.text
+    order = dataset.batches.order
+    which = [order(n)[0] for n in range(3000)]
+    assert which.count(0) == 1000
+    again = train(order_lib.mix(sources, 2), iterate=False).batches.order
+    assert again.fingerprint() == order.fingerprint()
+    assert [again(n) for n in range(500)] == [order(n) for n in range(500)]
+    # Another temperature is another sequence, which a run does not go on with.
+    other = train(order_lib.mix(sources, 3), iterate=False).batches.order
+    assert other.fingerprint() != order.fingerprint()
+
+
+def test_mixture_of_sources_shuffled_together_is_by_size():
+    order = Order([10, 30], [None, None], ["a", "b"], ["", ""], 0)
+    assert order.mixture() == (
+        "a 25.00% (10 clips, each 1 times in an epoch), "
+        "b 75.00% (30 clips, each 1 times in an epoch)"
+    )
 
 
 def test_hosts_share_one_global_batch(train):

@@ -116,12 +116,57 @@ def test_weights_of_a_softmax_model_start_a_sigmoid_one(tmp_path, said):
         ("train.token_drop", -0.1, r"train.token_drop is -0.1"),
         ("checkpoint.keep", 0, r"checkpoint.keep is 0, expected 1 or more"),
         ("train.ema_decay", 1.5, r"train.ema_decay is 1.5"),
+        (
+            "data.mixture_temperature",
+            -1.0,
+            r"temperature is -1.0, expected 0 \(off\), or 0.01 or more",
+        ),
         ("init_pattern", "(", r"init_pattern: '\(' is no regular expression"),
     ],
 )
 def test_what_cannot_be_is_told_early(tmp_path, key, value, message):
     with pytest.raises(ValueError, match=message):
         built(tmp_path, **{key.replace(".", "__"): value})
+
+
+# --- the mixture of sources, and captions that were made for their clips ---
+
+
+def test_sources_are_mixed_by_temperature_and_bring_generated_captions(tmp_path, said):
+    made = tmp_path / "made.jsonl"
+    made.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "id": f"many-0-{number}",
+                    "caption": f"generated {number}",
+                    "origin": {"kind": "t5"},
+                }
+            )
+            + "\n"
+            for number in range(40)
+        )
+    )
+    few = {"kind": "synthetic", "name": "few", "examples": 16, "seed": 1}
+    many = {"kind": "synthetic", "name": "many", "examples": 64, "weight": 0.5}
+    many |= {"generated": str(made), "captions": {"original": 0.25, "t5": 0.75}}
+    settings = small_config(data__mixture_temperature=2.0)
+    settings.data.sources = (few, many)
+    settings.evals = {}
+    made = experiment.build(settings, tmp_path / "run")
+    # 1 * sqrt(16) and 0.5 * sqrt(64) are equal shares.
+    assert [weight for _, weight in made.sources] == pytest.approx([0.5, 0.5])
+    source = made.sources[1][0]
+    assert source.captions(3)[-1] == "generated 3" and len(source.captions(50)) > 1
+    assert source.caption_weights(3)[-1] == 0.75
+    assert any("generated captions 40 (t5 40) for 40 clips" in line for line in said)
+    batches = iter(made.train_dataset())
+    next(batches)
+    batches.close()
+    assert (
+        "mixture: few 50.00% (16 clips, each 2.5 times in an epoch), "
+        "many 50.00% (64 clips, each 0.625 times in an epoch)"
+    ) in said
 
 
 # --- drops: two stages ---

@@ -1,0 +1,1 @@
+"""Captions made from the labels of clips: `python -m data.caption`."""
