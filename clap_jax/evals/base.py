@@ -40,12 +40,15 @@ class Result:
         labels: names that belong to the axes of arrays: `captions`, `classes`.
         protocol: how the numbers were made (source, number of clips and captions,
             templates, ...), so that they can be compared with others; JSON values only.
+        intervals: metric -> (low, high), in which it lies with 95 % confidence
+            (`clap_jax.evals.bootstrap`); counts have none.
     """
 
     metrics: dict[str, float]
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     labels: dict[str, list[str]] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def encode_audio(encoder: Encoder, source: "Source") -> tuple[np.ndarray, np.ndarray]:

@@ -103,7 +103,7 @@ def write_results(
 
     Returns:
         The path of the file: `{"context": ..., "evals": {name: {"metrics": ...,
-        "protocol": ...}}}`.
+        "intervals": {metric: [low, high]}, "protocol": ...}}}`.
 
     Raises:
         ValueError: a metric is NaN or infinite.
@@ -112,7 +112,11 @@ def write_results(
     content = {
         "context": dict(context),
         "evals": {
-            name: {"metrics": result.metrics, "protocol": result.protocol}
+            name: {
+                "metrics": result.metrics,
+                "intervals": result.intervals,
+                "protocol": result.protocol,
+            }
             for name, result in results.items()
         },
     }
