@@ -107,6 +107,25 @@ def median_ranks(
     return np.floor((middle[0] + middle[1]) / 2)
 
 
+def f1(
+    predicted: np.ndarray, targets: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Micro and macro F1 of every draw, float [D] each, as `scores.f1`.
+
+    Args:
+        predicted, targets: bool [n, C].
+        weights: float32 [n, D].
+    """
+    hits, total = (
+        np.asarray(counts, np.float32).T @ weights
+        for counts in (predicted & targets, predicted.astype(int) + targets)
+    )
+    with np.errstate(invalid="ignore"):
+        micro = 2 * hits.sum(axis=0) / total.sum(axis=0)
+        macro = np.where(total > 0, 2 * hits / total, 0).sum(axis=0)
+        return micro, macro / (total > 0).sum(axis=0)
+
+
 def areas(
     scores: np.ndarray, targets: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -39,18 +39,18 @@ REPEATED_SHARE = 0.1
 COMPARED = 8
 COMPARED_RATE_HZ = 16_000
 
-# The first captions of sixteen clips of a split of Clotho 2.1, as digests of their words.
+# The first captions of 16 clips of each split of Clotho 2.1, as `mark` writes them.
 CLOTHO = {
     "evaluation": """
         3b22c836422c 2b8d29213a94 17688f8880b8 f5072afcd9e3 408c3b48b91d 7a78e2d87048
         772e906e37b5 2a3f08326204 1f28216e4c4c 80fbebf389ce 9cd052477f21 fd61d5f0cfb1
         5e2a0e354462 d4f1726240e6 a565b214c97a 7d64d356a990
-    """.split(),
+    """,
     "validation": """
         1cc640fa803e e18c40fd71e2 fdb6eb088119 731688d7c27d 3f15b4763c5f 121fcc835643
         2362c3689947 990c938d638b 44a1821db0f0 506a6f993f11 a70cf1f901fe 69933287b2d1
         f025c972531c c36e73a2aa6c 8317b4253c52 2168db0b098e
-    """.split(),
+    """,
 }
 # Other clips may have one of them by chance.
 CLOTHO_LEAST = 3
@@ -126,7 +126,7 @@ class Traps:
     def check_clotho(self, texts: Iterable[str]) -> None:
         """The split that was meant; without being told, evaluation is."""
         wanted = self.official.get("clotho_split", "evaluation")
-        known = {mark: split for split, marks in CLOTHO.items() for mark in marks}
+        known = {own: split for split, marks in CLOTHO.items() for own in marks.split()}
         hits = dict.fromkeys(CLOTHO, 0)
         for text in set(texts):
             split = known.get(mark(text))
@@ -171,7 +171,9 @@ class Traps:
         if same.sum() <= REPEATED_SHARE * len(clips):
             return
         suspects = np.flatnonzero(same)
-        chosen = suspects[np.linspace(0, len(suspects) - 1, COMPARED).round().astype(int)]
+        chosen = suspects[
+            np.linspace(0, len(suspects) - 1, COMPARED).round().astype(int)
+        ]
         repeats = [
             pair
             for pair in (clips[first[[i, i + 1]]].tolist() for i in np.unique(chosen))
