@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from clap_jax import checkpoint, sharding
 from clap_jax import config as config_lib
 from clap_jax.audio.augment import Augment
-from clap_jax.evals import Result, build_evaluator
+from clap_jax.evals import WITHOUT_SOURCE, Result, build_evaluator
 from clap_jax.evals.encode import ModelEncoder
 from clap_jax.losses import contrastive
 from clap_jax.models import zoo
@@ -49,6 +49,16 @@ class Evaluation(NamedTuple):
     evaluator: Any
     encoder: ModelEncoder  # compiled once, takes new variables each time
     every_steps: int  # 0: only at the end
+
+    def run(self, variables: Any) -> Result:
+        """Evaluate; the result also says which clips were heard, and how."""
+        result = self.evaluator.run(self.encoder.using(variables))
+        source = self.evaluator.source
+        if source is None:
+            return result
+        facts = {"data": source.description(), "data_digest": source.digest()}
+        said = result.protocol | facts | self.encoder.protocol()
+        return dataclasses.replace(result, protocol=said)
 
 
 class Experiment(NamedTuple):
@@ -154,12 +164,7 @@ class Experiment(NamedTuple):
 
     def evaluate(self, variables: Any, names: list[str]) -> dict[str, Result]:
         """Run the named evaluations."""
-        return {
-            name: self.evaluations[name].evaluator.run(
-                self.evaluations[name].encoder.using(variables)
-            )
-            for name in names
-        }
+        return {name: self.evaluations[name].run(variables) for name in names}
 
 
 def every(steps: int, step: int) -> bool:
@@ -167,8 +172,11 @@ def every(steps: int, step: int) -> bool:
     return steps > 0 and step % steps == 0
 
 
-def build(config: ConfigDict, workdir: Path) -> Experiment:
-    """Check the whole config and make every part; nothing heavy runs on a device yet."""
+def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experiment:
+    """Check the whole config and make every part; nothing heavy runs on a device yet.
+
+    training: without it `data.sources` are not looked at.
+    """
     loss = check(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(config.train.batch_size, mesh, config.train.accumulate)
@@ -177,7 +185,7 @@ def build(config: ConfigDict, workdir: Path) -> Experiment:
         logging.info(
             "data.source=%s: evals are left out (%s)", NOISE, ", ".join(config.evals)
         )
-    sources = [] if noise else _sources(config)
+    sources = _sources(config) if training and not noise else []
     starts = [] if checkpoint.has_steps(workdir) else starts_lib.load(config)
     if config.model == starts_lib.MODEL and checkpoint.has_steps(workdir):
         spec = zoo.read_spec(workdir / "spec.json")
@@ -320,14 +328,17 @@ def _source(section: Any, where: str, weighted: bool) -> tuple[Source, float]:
 def _evaluation(name: str, section: Any, encoder: Callable) -> Evaluation:
     where = f"evals.{name}"
     options = dict(config_lib.plain(section))
-    missing = [key for key in ("kind", "source") if key not in options]
-    if missing:
-        raise config_lib.ConfigError(f"{where}.{missing[0]} is missing")
-    source, _ = _source(options.pop("source"), f"{where}.source", weighted=False)
+    kind = options.pop("kind", None)
+    if kind is None:
+        raise config_lib.ConfigError(f"{where}.kind is missing")
+    source = None
+    if kind not in WITHOUT_SOURCE:
+        if "source" not in options:
+            raise config_lib.ConfigError(f"{where}.source is missing")
+        source, _ = _source(options.pop("source"), f"{where}.source", weighted=False)
     every_steps = options.pop("every_steps", 0)
     made = encoder(options.pop("batch_size", 64), options.pop("crop_seed", None))
-    evaluator = build_evaluator(options.pop("kind"), source, options)
-    return Evaluation(evaluator, made, every_steps)
+    return Evaluation(build_evaluator(kind, source, options), made, every_steps)
 
 
 def _where_mels_are_made(config: ConfigDict, spec: zoo.Spec) -> str:
@@ -364,6 +375,10 @@ def _tokenizer(
     if found:
         return tokenize.load(found, length, style), style
     starts_lib.check_tokenizer(starts, config.init_pattern)
+    if not sources:
+        raise config_lib.ConfigError(
+            f"there is no tokenizer: neither {workdir} nor init_from has one"
+        )
     captions = [
         caption
         for source in sources
