@@ -170,9 +170,10 @@ def default() -> ConfigDict:
     config.augment = ConfigDict()
 
     # --- evaluation ------------------------------------------------------------
-    # name -> {"kind": retrieval | zeroshot, "source": {...}, "every_steps": 0 (only at
+    # name -> {"kind": retrieval | zeroshot | absent, "source": {...}, "every_steps": 0 (only at
     # the end), "batch_size": ..., "crop_seed": random crops of longer clips, as some
-    # references take them, in place of the middle; options of the kind}
+    # references take them, in place of the middle; "about": what the results shall say of
+    # it; options of the kind}. Kind absent is listed with its reason and not done.
     config.evals = ConfigDict()
 
     # --- checkpoints and logs --------------------------------------------------

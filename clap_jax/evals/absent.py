@@ -1,6 +1,6 @@
 """Evaluations that stand in a config but cannot be done: listed, not left out."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clap_jax.evals.base import Encoder, Result
 
@@ -12,7 +12,7 @@ class Absent:
     """Has no metrics; its result's protocol says why, and what would help.
 
     reason: why it is not done, as "esc50 is not in runs/data". prepare: the command that
-    would get what is missing, if one would. task: what would be measured.
+    would get what is missing, if one would.
     """
 
     source = None
@@ -22,20 +22,19 @@ class Absent:
         source: "Source | None" = None,
         reason: str = "",
         prepare: str = "",
-        task: dict[str, Any] | None = None,
     ):
         """Takes a source as all evaluators do, and needs none."""
         if not reason:
             raise ValueError("absent: reason is missing")
-        self.reason, self.prepare, self.task = reason, prepare, dict(task or {})
+        self.reason, self.prepare = reason, prepare
 
     def sentence(self) -> str:
         """The reason and the command."""
         return f"{self.reason} ({self.prepare})" if self.prepare else self.reason
 
     def run(self, encoder: Encoder) -> Result:
-        """No metrics. Protocol: `kind` absent, `reason`, `prepare`, `task`."""
+        """No metrics. Protocol: `kind` absent, `reason`, `prepare`."""
         said = {"kind": "absent", "reason": self.reason}
         if self.prepare:
             said["prepare"] = self.prepare
-        return Result({}, protocol=said | ({"task": self.task} if self.task else {}))
+        return Result({}, protocol=said)

@@ -29,6 +29,28 @@ class Encoder(Protocol):
         """Embeddings float32 [m, E] of unit length."""
 
 
+class Remembering:
+    """An encoder that hears each source once, for several evaluations of it."""
+
+    def __init__(self, encoder: Encoder):
+        self._encoder = encoder
+        self._heard: dict[int, Any] = {}
+
+    @property
+    def scale(self) -> float:
+        return self._encoder.scale
+
+    def audio(self, source: "Source") -> tuple[np.ndarray, np.ndarray]:
+        """As `Encoder.audio`, for the same object once."""
+        if id(source) not in self._heard:
+            # With the source, so that its id is of no other while this lives.
+            self._heard[id(source)] = source, self._encoder.audio(source)
+        return self._heard[id(source)][1]
+
+    def text(self, texts: Sequence[str]) -> np.ndarray:
+        return self._encoder.text(texts)
+
+
 @dataclass(frozen=True)
 class Result:
     """The outcome of one evaluation.

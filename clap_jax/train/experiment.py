@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,16 +20,16 @@ from ml_collections import ConfigDict
 from clap_jax import checkpoint, sharding
 from clap_jax import config as config_lib
 from clap_jax.audio.augment import Augment
-from clap_jax.evals import WITHOUT_SOURCE, Result, build_evaluator
+from clap_jax.evals import Result
 from clap_jax.evals.encode import ModelEncoder
 from clap_jax.losses import contrastive
 from clap_jax.models import zoo
 from clap_jax.models.dual import Dual
 from clap_jax.pipeline import loader
 from clap_jax.pipeline.ops import Prepare
-from clap_jax.pipeline.sources import Source, build_source
+from clap_jax.pipeline.sources import Source
 from clap_jax.text import tokenize
-from clap_jax.train import device_data
+from clap_jax.train import device_data, evaluations
 from clap_jax.train import starts as starts_lib
 from clap_jax.train import state as state_lib
 
@@ -43,24 +43,6 @@ SIGMOID_BIAS = -10.0
 TOKENIZER_CAPTIONS = 1_000_000
 
 
-class Evaluation(NamedTuple):
-    """One entry of the config's `evals`."""
-
-    evaluator: Any
-    encoder: ModelEncoder  # compiled once, takes new variables each time
-    every_steps: int  # 0: only at the end
-
-    def run(self, variables: Any) -> Result:
-        """Evaluate; the result also says which clips were heard, and how."""
-        result = self.evaluator.run(self.encoder.using(variables))
-        source = self.evaluator.source
-        if source is None:
-            return result
-        facts = {"data": source.description(), "data_digest": source.digest()}
-        said = result.protocol | facts | self.encoder.protocol()
-        return dataclasses.replace(result, protocol=said)
-
-
 class Experiment(NamedTuple):
     """The parts of a run; holds no weights but those that it starts from, unread."""
 
@@ -72,7 +54,7 @@ class Experiment(NamedTuple):
     undropped: Dual  # of the last stage and of evaluation; `dual` if nothing is dropped
     tokenizer: tokenize.Tokenizer | None  # none where there is nothing to read
     sources: list[tuple[Source, float]]
-    evaluations: dict[str, Evaluation]
+    evaluations: dict[str, evaluations.Evaluation]
     augment: Augment
     starts: list[starts_lib.Start]
 
@@ -164,7 +146,8 @@ class Experiment(NamedTuple):
 
     def evaluate(self, variables: Any, names: list[str]) -> dict[str, Result]:
         """Run the named evaluations."""
-        return {name: self.evaluations[name].run(variables) for name in names}
+        wanted = {name: self.evaluations[name] for name in names}
+        return evaluations.run(wanted, variables)
 
 
 def every(steps: int, step: int) -> bool:
@@ -224,10 +207,7 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
         undropped=undropped,
         tokenizer=tokenizer,
         sources=sources,
-        evaluations={
-            name: _evaluation(name, section, encoder)
-            for name, section in _evals(config).items()
-        },
+        evaluations=evaluations.build(_evals(config), encoder),
         augment=config_lib.build(Augment, config.augment, "augment"),
         starts=starts,
     )
@@ -304,41 +284,15 @@ def duals(
 def _sources(config: ConfigDict) -> list[tuple[Source, float]]:
     """Every training source and its weight."""
     sources = [
-        _source(section, f"data.sources[{number}]", weighted=True)
+        evaluations.source_of(section, f"data.sources[{number}]", weighted=True)
         for number, section in enumerate(config.data.sources)
     ]
     if not sources:
-        raise config_lib.ConfigError("data.sources is empty: name at least one source")
+        raise config_lib.ConfigError(
+            "data.sources is empty: name at least one source to train on (a config that "
+            "only evaluates runs with --mode=eval)"
+        )
     return sources
-
-
-def _source(section: Any, where: str, weighted: bool) -> tuple[Source, float]:
-    """A source and its weight from a config section."""
-    options = dict(config_lib.plain(section))
-    if "kind" not in options:
-        raise config_lib.ConfigError(f"{where}.kind is missing")
-    kind = options.pop("kind")
-    name = options.pop("name", kind)
-    weight = options.pop("weight", 0.0) if weighted else 0.0
-    source = build_source(kind, name, options)
-    logging.info("%s: %s", where, source.description())
-    return source, weight
-
-
-def _evaluation(name: str, section: Any, encoder: Callable) -> Evaluation:
-    where = f"evals.{name}"
-    options = dict(config_lib.plain(section))
-    kind = options.pop("kind", None)
-    if kind is None:
-        raise config_lib.ConfigError(f"{where}.kind is missing")
-    source = None
-    if kind not in WITHOUT_SOURCE:
-        if "source" not in options:
-            raise config_lib.ConfigError(f"{where}.source is missing")
-        source, _ = _source(options.pop("source"), f"{where}.source", weighted=False)
-    every_steps = options.pop("every_steps", 0)
-    made = encoder(options.pop("batch_size", 64), options.pop("crop_seed", None))
-    return Evaluation(build_evaluator(kind, source, options), made, every_steps)
 
 
 def _where_mels_are_made(config: ConfigDict, spec: zoo.Spec) -> str:

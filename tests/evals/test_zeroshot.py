@@ -228,7 +228,11 @@ def test_a_tag_given_twice_is_one_tag():
         ([["dog"]], {"labels": ["dog", "cat", "dog"]}, "labels repeat: dog"),
         ([["dog"], []], {}, "clip 1 of source 'fake' has no tag"),
         ([], {}, "has no clips"),
-        ([["dog"]], {"metric": "map"}, "unknown zeroshot metric 'map'.*known: accuracy"),
+        (
+            [["dog"]],
+            {"metric": "map"},
+            "unknown zeroshot metric 'map'.*known: accuracy",
+        ),
         ([["dog"]], {"decision": "top"}, "unknown zeroshot decision 'top'"),
     ],
 )

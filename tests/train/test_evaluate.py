@@ -74,7 +74,7 @@ def test_absent_evaluations_are_listed(run, tmp_path, capsys):
         "kind": "absent",
         "reason": "esc50 is not in runs/data",
         "prepare": "python -m data.prepare esc50",
-        "task": {"metric": "accuracy"},
+        "about": {"metric": "accuracy"},
     }
     results = loop.evaluate(config, tmp_path)
     assert results["esc50"].metrics == {}
