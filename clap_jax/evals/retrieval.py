@@ -115,6 +115,8 @@ class Retrieval:
             captions = _one_each(captions, caption_seed)
         self.texts = [text for own in captions for text in own]
         counts = [len(own) for own in captions]
+        fewest, most = min(counts), max(counts)
+        self.captions_per_clip = f"{fewest} to {most}" if fewest < most else f"{most}"
         self.clip_of = np.repeat(np.arange(len(source)), counts)
         self.group = np.arange(len(source))
         if chosen.positives == "group":
@@ -177,6 +179,7 @@ class Retrieval:
             "source": self.source.name,
             "clips": clips,
             "captions": captions,
+            "captions_per_clip": self.captions_per_clip,
             "protocol": self.protocol,
             "rules": chosen.says,
             "multi_positive": chosen.positives == "group",
