@@ -76,7 +76,7 @@ def describe(count: int = DRAWS, seed: int = 0) -> str:
 def means(
     values: np.ndarray, weights: np.ndarray, clip_of: np.ndarray | None = None
 ) -> np.ndarray:
-    """The weighted mean of values in every draw, float [D].
+    """The weighted mean of values in every draw, float [D]; NaN in one without any.
 
     Args:
         values: float [m], of clips, or of what belongs to them.
@@ -88,7 +88,8 @@ def means(
     clips = len(weights)
     sums = np.bincount(clip_of, values, clips)
     counts = np.bincount(clip_of, minlength=clips)
-    return (sums @ weights) / (counts @ weights)
+    with np.errstate(invalid="ignore"):
+        return (sums @ weights) / (counts @ weights)
 
 
 def median_ranks(
@@ -99,12 +100,14 @@ def median_ranks(
     clips = order if clip_of is None else clip_of[order]
     reached = np.cumsum(weights[clips], axis=0, dtype=np.float64)
     total, ranked = reached[-1], np.asarray(best)[order]
-    # The values at the two middle places, which are one where the total is odd.
+    # The values at the two middle places, which are one where the total is odd. A draw
+    # without any value has none.
+    last = len(ranked) - 1
     middle = [
-        ranked[(reached <= place).sum(axis=0)]
+        ranked[np.minimum((reached <= place).sum(axis=0), last)]
         for place in ((total - 1) // 2, total // 2)
     ]
-    return np.floor((middle[0] + middle[1]) / 2)
+    return np.where(total > 0, np.floor((middle[0] + middle[1]) / 2), np.nan)
 
 
 def f1(

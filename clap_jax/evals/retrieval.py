@@ -53,8 +53,9 @@ PROTOCOLS = {
         "all",
         "group",
         (10, 16),
-        "all captions and clips of a group are right for each other; mAP@16 as in DCASE "
-        "2025 task 6, divided by min(right answers, 16)",
+        "all captions and clips of a group are right for each other, and what a group "
+        "says twice is one caption; mAP@16 as in DCASE 2025 task 6, divided by "
+        "min(right answers, 16)",
     ),
 }
 """Retrieval protocols by name."""
@@ -143,9 +144,16 @@ class Retrieval:
         self.traps.check_audio(self.source, clips, za, self.group[clips])
         zt = encode_text(encoder, texts)
         clip_group, text_group = self.group[clips], self.group[self.clip_of[used]]
+        # What a group says twice is one text. (A clip that does is as it is.)
+        asked = np.arange(len(texts))
+        if PROTOCOLS[self.protocol].positives == "group":
+            places: dict[tuple[int, str], int] = {}
+            for place, key in enumerate(zip(text_group.tolist(), texts, strict=True)):
+                places.setdefault(key, place)
+            asked = np.array(list(places.values()))
 
-        t2a = scores.ranks(zt, za, text_group, clip_group)
-        a2t = scores.ranks(za, zt, clip_group, text_group)
+        t2a = scores.ranks(zt[asked], za, text_group[asked], clip_group)
+        a2t = scores.ranks(za, zt[asked], clip_group, text_group[asked])
         longest = min(CURVE_LENGTH, len(clips))
         shown = np.linspace(0, len(clips) - 1, min(HEAT_MAP_CLIPS, len(clips)))
         shown = shown.round().astype(int)
@@ -163,10 +171,10 @@ class Retrieval:
                 "recall_a2t": scores.recall_curve(scores.best_ranks(a2t), longest),
             },
             labels={"captions": [texts[i] for i in first_text]},
-            protocol=self._says(len(clips), len(texts)),
+            protocol=self._says(len(clips), len(asked)),
             intervals=self._intervals(
                 {"t2a": t2a, "a2t": a2t},
-                {"t2a": np.searchsorted(clips, self.clip_of[used]), "a2t": None},
+                {"t2a": np.searchsorted(clips, self.clip_of[used[asked]]), "a2t": None},
                 len(clips),
             ),
         )

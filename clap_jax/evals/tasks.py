@@ -183,6 +183,7 @@ def _small(name: str, classes: int, fold_splits: int = 0) -> tuple[Task, Task]:
         "kind": "manifest",
         "path": f"{{data_dir}}/{name}/metadata.csv",
         "label_column": "label_text",
+        "caption_columns": ("caption",),
         "group_by": "label",
     }
     plain = {"templates": TEMPLATES["plain"]}
@@ -210,7 +211,7 @@ def _small(name: str, classes: int, fold_splits: int = 0) -> tuple[Task, Task]:
             "t2a_mAP@16",
             {"protocol": "multi_positive"},
             fold_splits=fold_splits,
-            source=table | {"caption_columns": ("caption",)},
+            source=table,
             reasons={"protocol": "here: a label's caption fits all clips of it"},
         ),
     )

@@ -87,6 +87,19 @@ def test_means_and_medians_of_captions_go_with_their_clip(captions):
         np.testing.assert_allclose(found, bootstrap.means(best <= 3, weights, clip_of))
 
 
+def test_a_draw_without_any_caption_tells_nothing():
+    """Clips whose captions are others' too have none of their own."""
+    (weights,) = bootstrap.draws(3, 60)
+    clip_of = np.array([1])
+    none = weights[1] == 0
+    assert 0 < none.sum() < 60
+    for found in (
+        bootstrap.means(np.array([0.5]), weights, clip_of),
+        bootstrap.median_ranks(np.array([7]), weights, clip_of),
+    ):
+        assert (np.isnan(found) == none).all()
+
+
 def test_intervals_cover_as_often_as_they_say():
     """Of the share of right answers among 200 clips, for 200 sets of clips."""
     rng = np.random.default_rng(0)
