@@ -53,7 +53,7 @@ def get_config(argument=None):
     if options.smoke:
         scenes = {"kind": "synthetic", "split": "kinds", "examples": 24}
         config.evals = suite.sections(
-            "msclap", sources={"fsd50k": scenes}, batch_size=8, draws=20
+            data_dir="/dev/null", sources={"fsd50k": scenes}, batch_size=8, draws=20
         )
         config.evals.fsd50k.accept = ("classes",)
         config.model = "small_transformer"
