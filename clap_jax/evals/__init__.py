@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from clap_jax import config as config_lib
+from clap_jax.evals.absent import Absent
 from clap_jax.evals.base import Encoder, Result
 from clap_jax.evals.retrieval import Retrieval
 from clap_jax.evals.zeroshot import ZeroShot, class_embeddings
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EVALUATORS",
+    "Absent",
     "Encoder",
     "Result",
     "Retrieval",
@@ -22,17 +24,20 @@ __all__ = [
     "class_embeddings",
 ]
 
-EVALUATORS = {"retrieval": Retrieval, "zeroshot": ZeroShot}
+EVALUATORS = {"retrieval": Retrieval, "zeroshot": ZeroShot, "absent": Absent}
+
+WITHOUT_SOURCE = ("absent",)
+"""Kinds of evaluators that read nothing."""
 
 
 def build_evaluator(
-    kind: str, source: "Source", options: Mapping[str, Any] | None = None
-) -> Retrieval | ZeroShot:
+    kind: str, source: "Source | None", options: Mapping[str, Any] | None = None
+) -> Retrieval | ZeroShot | Absent:
     """Makes an evaluator by name; it has one method, `run(encoder) -> Result`.
 
     Args:
         kind: a key of `EVALUATORS`.
-        source: the clips.
+        source: the clips; None for kinds in `WITHOUT_SOURCE`.
         options: keyword arguments of the evaluator.
 
     Raises:

@@ -29,6 +29,28 @@ class Encoder(Protocol):
         """Embeddings float32 [m, E] of unit length."""
 
 
+class Remembering:
+    """An encoder that hears each source once, for several evaluations of it."""
+
+    def __init__(self, encoder: Encoder):
+        self._encoder = encoder
+        self._heard: dict[int, Any] = {}
+
+    @property
+    def scale(self) -> float:
+        return self._encoder.scale
+
+    def audio(self, source: "Source") -> tuple[np.ndarray, np.ndarray]:
+        """As `Encoder.audio`, for the same object once."""
+        if id(source) not in self._heard:
+            # With the source, so that its id is of no other while this lives.
+            self._heard[id(source)] = source, self._encoder.audio(source)
+        return self._heard[id(source)][1]
+
+    def text(self, texts: Sequence[str]) -> np.ndarray:
+        return self._encoder.text(texts)
+
+
 @dataclass(frozen=True)
 class Result:
     """The outcome of one evaluation.
@@ -40,12 +62,15 @@ class Result:
         labels: names that belong to the axes of arrays: `captions`, `classes`.
         protocol: how the numbers were made (source, number of clips and captions,
             templates, ...), so that they can be compared with others; JSON values only.
+        intervals: metric -> (low, high), in which it lies with 95 % confidence
+            (`clap_jax.evals.bootstrap`); counts have none.
     """
 
     metrics: dict[str, float]
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     labels: dict[str, list[str]] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def encode_audio(encoder: Encoder, source: "Source") -> tuple[np.ndarray, np.ndarray]:

@@ -120,6 +120,18 @@ class ModelEncoder:
         """What similarities are multiplied by in the model's score."""
         return float(jnp.exp(self._variables["params"]["logit_scale_a"]))
 
+    def protocol(self) -> dict[str, Any]:
+        """How clips and texts reach the model, for a result's protocol."""
+        words = self.spec.tokenizer or "trained on the captions"
+        return {
+            "clip": hearing(self.spec.frontend, self._crop_seed),
+            "front_end": front_end(self.spec.frontend),
+            "text": (
+                f"at most {self._tokenizer.length} tokens ({words}, "
+                f"{self.spec.tokenizer_style}), cut at the end"
+            ),
+        }
+
     def audio(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings float32 [n, E] of every clip of `source`, and which could be read,
         bool [n]. Of a clip that is longer than a window, `hearing` says what is heard."""
@@ -291,7 +303,7 @@ class ModelEncoder:
         return int(self._gather(np.array([count])).max())
 
 
-def hearing(frontend: Frontend) -> str:
+def hearing(frontend: Frontend, crop_seed: int | None = None) -> str:
     """What evaluations hear of a clip, in words."""
     rate = f"at {frontend.rate_hz} Hz"
     if frontend.whole_clip:
@@ -299,7 +311,22 @@ def hearing(frontend: Frontend) -> str:
     long = "the middle of longer"
     if frontend.views > 1:
         long = "longer ones shrunk and in three fixed windows"
-    return f"{frontend.clip_seconds} s {rate}, {long}"
+    if crop_seed is not None:
+        random = {"the middle of longer": "a random window of longer"}
+        long = random.get(long, "longer ones shrunk and in three random windows")
+        long += f" (seed {crop_seed})"
+    short = {"repeat": "repeated", "repeatpad": "repeated whole, then silence"}
+    fill = f"shorter {short.get(frontend.fill, 'with silence')}"
+    return f"{frontend.clip_seconds} s {rate}, {long}, {fill}"
+
+
+def front_end(frontend: Frontend) -> str:
+    """The log-mel in words."""
+    sizes = f"window {frontend.window_samples}, hop {frontend.hop_samples}"
+    bank = f"{frontend.mels} {frontend.bank} mel bands"
+    bands = f"{bank} {frontend.fmin_hz:g}-{frontend.fmax_hz:g} Hz"
+    trip = ", samples through int16" if frontend.int16_trip else ""
+    return f"{bands}, {sizes}, FFT {frontend.n_fft}{trip}"
 
 
 def sound(

@@ -10,6 +10,7 @@ from typing import Any
 from clap_jax.evals import plots
 from clap_jax.evals.base import Result
 
+ABSENT = "Not evaluated"
 DIRECTIONS = {"t2a": "text → audio", "a2t": "audio → text"}
 NAMES = {
     "zeroshot_acc": "accuracy",
@@ -70,6 +71,7 @@ def print_table(results: Mapping[str, Result], console=None) -> None:
     from rich.text import Text
 
     console = console or Console()
+    results, absent = _divided(results)
     for kind, members in _by_kind(results).items():
         columns, rows = table_rows(members)
         directed = any(direction for _, direction, _ in rows)
@@ -88,6 +90,13 @@ def print_table(results: Mapping[str, Result], console=None) -> None:
             table.add_row(*map(Text, row))
             last = name
         console.print(table)
+    if absent:
+        look = {"box": box.SIMPLE_HEAD, "title_justify": "left", "padding": 0}
+        table = Table("evaluation", "reason", "what to do", title=ABSENT, **look)
+        for name, protocol in absent.items():
+            row = (name, protocol["reason"], protocol.get("prepare", ""))
+            table.add_row(*map(Text, row))
+        console.print(table)
 
 
 def write_results(
@@ -103,7 +112,7 @@ def write_results(
 
     Returns:
         The path of the file: `{"context": ..., "evals": {name: {"metrics": ...,
-        "protocol": ...}}}`.
+        "intervals": {metric: [low, high]}, "protocol": ...}}}`.
 
     Raises:
         ValueError: a metric is NaN or infinite.
@@ -112,7 +121,11 @@ def write_results(
     content = {
         "context": dict(context),
         "evals": {
-            name: {"metrics": result.metrics, "protocol": result.protocol}
+            name: {
+                "metrics": result.metrics,
+                "intervals": result.intervals,
+                "protocol": result.protocol,
+            }
             for name, result in results.items()
         },
     }
@@ -145,12 +158,14 @@ def write_report(
         ValueError: a broken line in the log.
     """
     folder = Path(folder)
+    results, absent = _divided(results)
     figures = plots.plot_all(folder / "plots", results, metrics_jsonl_path)
     sections = [_facts(context)] if context else []
     sections += [
         f"<h2>{html.escape(kind)}</h2>\n{_html_table(members)}"
         for kind, members in _by_kind(results).items()
     ]
+    sections += [_absent_table(absent)] if absent else []
     for group in ["", *results]:
         own = [figure for figure in figures if figure.group == group]
         protocol = results[group].protocol if group else {}
@@ -161,6 +176,18 @@ def write_report(
             )
     page = PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(sections))
     return _write(folder / "report.html", page)
+
+
+def _divided(
+    results: Mapping[str, Result],
+) -> tuple[dict[str, Result], dict[str, dict[str, Any]]]:
+    """Evaluations that were done, and the protocols of those that are absent."""
+    absent = {
+        name: result.protocol
+        for name, result in results.items()
+        if result.protocol.get("kind") == "absent"
+    }
+    return {name: results[name] for name in results if name not in absent}, absent
 
 
 def _by_kind(results: Mapping[str, Result]) -> dict[str, dict[str, Result]]:
@@ -189,6 +216,20 @@ def _html_table(results: Mapping[str, Result]) -> str:
     kind = "directed" if directed else "plain"
     table = f'<table class="{kind}">' + "\n".join(lines) + "</table>"
     return f'<div class="scroll">{table}</div>'
+
+
+def _absent_table(absent: Mapping[str, Mapping[str, Any]]) -> str:
+    """What was not evaluated, why, and what would help."""
+    rows = [("evaluation", "reason", "what to do")] + [
+        (name, said["reason"], said.get("prepare", "")) for name, said in absent.items()
+    ]
+    lines = []
+    for number, row in enumerate(rows):
+        cell = "td" if number else "th"
+        cells = "".join(f"<{cell}>{html.escape(text)}</{cell}>" for text in row)
+        lines.append(f'<tr class="first">{cells}</tr>')
+    table = f'<table class="words">{"".join(lines)}</table>'
+    return f'<h2>{ABSENT}</h2>\n<div class="scroll">{table}</div>'
 
 
 def _html_figure(figure: plots.Plot) -> str:
@@ -257,6 +298,7 @@ tr.first td { border-top: 1px solid #e6e9ee; }
 th:first-child, td:first-child, .directed th:nth-child(2), .directed td:nth-child(2)
   { text-align: left; }
 td:first-child { font-weight: 600; }
+.words td, .words th { text-align: left; white-space: normal; }
 .scroll { overflow-x: auto; }
 dl { display: flex; flex-wrap: wrap; gap: 0.5rem 2rem; margin: 0 0 1rem; }
 dt { font-size: 0.78rem; color: #66707f; }

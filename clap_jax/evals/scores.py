@@ -10,9 +10,10 @@ pair scores the same, gets the worst rank and not a perfect one.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from scipy.stats import rankdata
 
 RECALL_AT = (1, 5, 10)
 PRECISION_DEPTH = 10
@@ -109,37 +110,70 @@ def median_rank(best: np.ndarray) -> float:
     return float(math.floor(np.median(best)))
 
 
-def mean_average_precision_at(
-    all_ranks: list[np.ndarray], depth: int = PRECISION_DEPTH
-) -> float:
-    """mAP@depth after LAION-CLAP.
+def average_precisions_at(all_ranks: list[np.ndarray], depth: int) -> np.ndarray:
+    """Average precision of every query among its first `depth` keys, float64 [Q].
 
-    For a query with R right keys, of which the i-th has rank r_i: the sum of i / r_i
-    over r_i <= depth, divided by min(R, depth). One right key (text to audio): 1 / r.
-    Five captions a clip (audio to text): LAION's sum divided by 5. The minimum matters
-    only beyond `depth` right keys, where a perfect model would not reach 1 without it.
+    After LAION-CLAP. For a query with R right keys, of which the i-th has rank r_i: the
+    sum of i / r_i over r_i <= depth, divided by min(R, depth). One right key (text to
+    audio): 1 / r. Five captions a clip (audio to text): LAION's sum divided by 5. The
+    minimum matters only beyond `depth` right keys, where a perfect model would not reach
+    1 without it.
 
     Args:
         all_ranks: from `ranks`.
         depth: ranks beyond it count as not found.
     """
-    total = 0.0
-    for row in all_ranks:
+    found = np.empty(len(all_ranks))
+    for query, row in enumerate(all_ranks):
         precisions = np.arange(1, len(row) + 1) / row
-        total += precisions[row <= depth].sum() / min(len(row), depth)
-    return float(total / len(all_ranks))
+        found[query] = precisions[row <= depth].sum() / min(len(row), depth)
+    return found
 
 
-def retrieval_metrics(all_ranks: list[np.ndarray], prefix: str) -> dict[str, float]:
-    """R@1, R@5, R@10, mAP@10 and median rank, named `<prefix>_R@1` and so on.
+def mean_average_precision_at(
+    all_ranks: list[np.ndarray], depth: int = PRECISION_DEPTH
+) -> float:
+    """mAP@depth: the mean of `average_precisions_at`."""
+    return float(np.mean(average_precisions_at(all_ranks, depth)))
 
-    R@k and the median are taken of the best-ranked right key of a query.
+
+def query_scores(
+    all_ranks: list[np.ndarray], depths: Sequence[int] = (PRECISION_DEPTH,)
+) -> dict[str, np.ndarray]:
+    """R@1, R@5, R@10 and mAP at every depth before their means, each float64 [Q].
+
+    R@k is taken of the best-ranked right key of a query.
     """
     best = best_ranks(all_ranks)
-    metrics = {f"{prefix}_R@{depth}": recall_at(best, depth) for depth in RECALL_AT}
-    metrics[f"{prefix}_mAP@{PRECISION_DEPTH}"] = mean_average_precision_at(all_ranks)
-    metrics[f"{prefix}_median_rank"] = median_rank(best)
-    return metrics
+    recalls = {f"R@{depth}": (best <= depth).astype(float) for depth in RECALL_AT}
+    return recalls | {
+        f"mAP@{depth}": average_precisions_at(all_ranks, depth) for depth in depths
+    }
+
+
+def retrieval_metrics(
+    all_ranks: list[np.ndarray], prefix: str, depths: Sequence[int] = (PRECISION_DEPTH,)
+) -> dict[str, float]:
+    """R@1, R@5, R@10, mAP@10 and median rank, named `<prefix>_R@1` and so on.
+
+    R@k and the median are taken of the best-ranked right key of a query. depths: at
+    which mAP is reported.
+    """
+    values = query_scores(all_ranks, depths)
+    metrics = {f"{prefix}_{name}": float(np.mean(own)) for name, own in values.items()}
+    return metrics | {f"{prefix}_median_rank": median_rank(best_ranks(all_ranks))}
+
+
+def class_ranks(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The rank of every clip's class, int64 [n]; tied classes stand before it.
+
+    Args:
+        scores: float [n, C].
+        truth: int [n], the class of every clip.
+    """
+    of_truth = scores[np.arange(len(truth)), truth]
+    # The true class itself is among those that reach its score, so this is its rank.
+    return (scores >= of_truth[:, None]).sum(axis=1)
 
 
 def top_accuracy(scores: np.ndarray, truth: np.ndarray, depth: int) -> float:
@@ -150,10 +184,8 @@ def top_accuracy(scores: np.ndarray, truth: np.ndarray, depth: int) -> float:
         truth: int [n], the class of every clip.
         depth: at least 1; a depth beyond C is C, which finds every class.
     """
-    of_truth = scores[np.arange(len(truth)), truth]
-    # The true class itself is among those that reach its score, so this is its rank.
-    rank = (scores >= of_truth[:, None]).sum(axis=1)
-    return float(np.mean(rank <= min(depth, scores.shape[1])))
+    depth = min(depth, scores.shape[1])
+    return float(np.mean(class_ranks(scores, truth) <= depth))
 
 
 def predictions(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -161,10 +193,18 @@ def predictions(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     So the share of right predictions equals `top_accuracy(scores, truth, 1)`. Among
     wrong classes the lowest index is taken.
+
+    Args:
+        scores: float [n, C].
+        truth: int [n], the class of every clip, or bool [n, C] where it has several.
     """
     lowered = np.array(scores, np.float64)
-    rows = np.arange(len(truth))
-    lowered[rows, truth] = np.nextafter(lowered[rows, truth], -np.inf)
+    is_right = np.zeros(lowered.shape, bool)
+    if truth.ndim == 1:
+        is_right[np.arange(len(truth)), truth] = True
+    else:
+        is_right = np.asarray(truth, bool)
+    lowered[is_right] = np.nextafter(lowered[is_right], -np.inf)
     return lowered.argmax(axis=1)
 
 
@@ -225,3 +265,58 @@ def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
     if not np.any(targets):
         raise ValueError("mAP needs at least one clip with a label, found none")
     return float(np.nanmean(class_average_precisions(scores, targets)))
+
+
+def class_roc_aucs(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of every class, float64 [C].
+
+    The definition of scikit-learn's `roc_auc_score`: the share of pairs of a clip with
+    the label and one without it in which the former scores higher, a tie being half a
+    pair (the usual rule, and not that of ranks here). NaN for a class that all clips
+    have, or none.
+
+    Args:
+        scores: float [n, C].
+        targets: bool [n, C].
+    """
+    targets = np.asarray(targets, bool)
+    positives, negatives = targets.sum(axis=0), (~targets).sum(axis=0)
+    # Mann and Whitney: ranks from the lowest score on, ties share their mean.
+    ranks_up = rankdata(scores, axis=0)
+    sums = np.where(targets, ranks_up, 0).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (sums - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def mean_roc_auc(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Macro ROC AUC: the mean over the classes that some clips have and others lack.
+
+    Raises ValueError where there is no such class.
+    """
+    areas = class_roc_aucs(scores, targets)
+    if np.isnan(areas).all():
+        raise ValueError(
+            "AUC needs a class that some clips have and others lack, found none"
+        )
+    return float(np.nanmean(areas))
+
+
+def f1(predicted: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
+    """Micro and macro F1 of yes-or-no predictions: 2 hits / (predicted + targets).
+
+    Micro counts all classes together. Macro is the mean over the classes that occur in
+    the targets or the predictions; scikit-learn's also has the others, as 0.
+
+    Args:
+        predicted, targets: bool [n, C].
+    """
+    predicted, targets = np.asarray(predicted, bool), np.asarray(targets, bool)
+    hits = (predicted & targets).sum(axis=0)
+    total = predicted.sum(axis=0) + targets.sum(axis=0)
+    if not total.any():
+        raise ValueError("F1 needs at least one label, predicted or true, found none")
+    occur = total > 0
+    return (
+        float(2 * hits.sum() / total.sum()),
+        float(np.mean(2 * hits[occur] / total[occur])),
+    )

@@ -1,13 +1,16 @@
 """Zero-shot classification: labels become sentences, the nearest sentence wins."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clap_jax import config as config_lib
-from clap_jax.evals import scores
+from clap_jax.evals import bootstrap, scores
 from clap_jax.evals.base import Encoder, Result, encode_audio, encode_text
+from clap_jax.evals.traps import Traps
+from clap_jax.text import descriptions as descriptions_lib
 from clap_jax.text import prompts
 
 if TYPE_CHECKING:
@@ -15,35 +18,64 @@ if TYPE_CHECKING:
 
 TOP_DEPTH = 5
 
+METRICS = ("auto", "accuracy", "mAP", "f1")
+
+DECISIONS = {
+    "best": "the best class of a clip alone is predicted",
+    "positive": "classes of a positive cosine are predicted (sigmoid above 0.5)",
+}
+"""Which classes count as predicted, for F1."""
+
 
 def class_embeddings(
-    encoder: Encoder, labels: Sequence[str], templates: str | Sequence[str]
+    encoder: Encoder,
+    labels: Sequence[str],
+    templates: str | Sequence[str],
+    descriptions: descriptions_lib.Descriptions | None = None,
 ) -> np.ndarray:
-    """Classes as vectors: the mean over the templates, normalised again.
+    """Classes as vectors: the mean over the sentences of each, normalised again.
 
     Args:
         encoder: anything with the method `text` of `Encoder`.
         labels: names of the classes, used as they are written (names out of data go
             through `clap_jax.text.prompts.class_name` before).
         templates: sentences with one `{}` for the label, one such sentence, or the
-            name of a set in `clap_jax.text.prompts.TEMPLATES`.
+            name of a set in `clap_jax.text.prompts.TEMPLATES`. With descriptions they
+            may also have `{description}`, and give a sentence for each.
+        descriptions: label -> what it sounds like, a sentence or several.
 
     Returns:
         float32 [C, E] of unit length, in the order of the labels.
 
     Raises:
         TypeError: labels is one string instead of a sequence of them.
-        ValueError: no labels, no templates, a template without `{}`, embeddings are
-            not finite, or the templates of a label cancel out.
+        ValueError: no labels, no templates, a template without `{}`, a label without
+            description, embeddings are not finite, or the sentences of a label cancel
+            out.
     """
     if isinstance(labels, str):
         raise TypeError(f"labels is the text {labels!r}, expected a sequence of texts")
-    labels, templates = list(labels), _sentences(templates)
+    labels = list(labels)
+    templates = _templates(templates, described=descriptions is not None)
     if not labels:
         raise ValueError("labels is empty, zero-shot classes need at least one")
-    texts = prompts.expand(templates, labels)
+    described = [()] * len(labels)
+    if descriptions is not None:
+        described = descriptions_lib.choose(descriptions, labels)
+    texts = [
+        prompts.sentences(templates, label, own)
+        for label, own in zip(labels, described, strict=True)
+    ]
+    return _means(encoder, labels, texts)
+
+
+def _means(
+    encoder: Encoder, labels: Sequence[str], texts: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """The normalised mean of the vectors of every label's texts, float32 [C, E]."""
     rows = encode_text(encoder, [text for own in texts for text in own])
-    means = rows.reshape(len(labels), len(templates), -1).mean(axis=1)
+    ends = np.cumsum([len(own) for own in texts])
+    means = np.stack([own.mean(axis=0) for own in np.split(rows, ends[:-1])])
     norms = np.linalg.norm(means, axis=1, keepdims=True)
     if not norms.all():
         label = labels[int(np.argmin(norms))]
@@ -51,7 +83,7 @@ def class_embeddings(
     return means / norms
 
 
-def _sentences(templates: str | Sequence[str]) -> tuple[str, ...]:
+def _templates(templates: str | Sequence[str], described: bool) -> tuple[str, ...]:
     """Templates as `class_embeddings` takes them, looked up and checked."""
     if isinstance(templates, str):
         templates = prompts.TEMPLATES.get(templates, (templates,))
@@ -59,7 +91,12 @@ def _sentences(templates: str | Sequence[str]) -> tuple[str, ...]:
     if not templates:
         raise ValueError("templates is empty, zero-shot classes need at least one")
     for template in templates:
-        prompts.render(template, "label")
+        prompts.check(template, described)
+    if described and not any(prompts.DESCRIPTION in own for own in templates):
+        raise ValueError(
+            f"there are descriptions, but no template has {prompts.DESCRIPTION} (the "
+            "sets 'described' and 'description_alone' have)"
+        )
     return templates
 
 
@@ -67,8 +104,10 @@ class ZeroShot:
     """Classifies clips by the similarity with the texts of the labels.
 
     Where every clip has one tag: `zeroshot_acc`, `zeroshot_top5` (best min(5, C) of C
-    classes). Where any clip has several: `zeroshot_mAP`, macro over the classes that
-    occur. And `bad_clips`, the number of clips left out because they could not be read.
+    classes). Where any clip has several, or where asked for: `zeroshot_mAP`,
+    `zeroshot_AUC`, macro over the classes that occur; with "f1" also
+    `zeroshot_F1_micro` and `zeroshot_F1_macro`. And `bad_clips`, the number of clips
+    left out because they could not be read. All but the last have intervals.
     """
 
     def __init__(
@@ -76,29 +115,65 @@ class ZeroShot:
         source: "Source",
         templates: str | Sequence[str] = "laion",
         labels: Sequence[str] | None = None,
+        names: Mapping[str, str] | None = None,
+        descriptions: str | descriptions_lib.Descriptions | None = None,
+        metric: str = "auto",
+        decision: str = "best",
+        untagged: bool = False,
+        official: Mapping[str, Any] | None = None,
+        accept: Sequence[str] = (),
+        draws: int = bootstrap.DRAWS,
     ):
         """Reads all tags, so that a bad source fails before any training.
 
         Args:
             source: clips with tags.
-            templates: as in `class_embeddings`.
+            templates: as in `class_embeddings`; several are an ensemble.
             labels: the classes in order; by default the sorted set of the tags. Both
-                are made into text by `clap_jax.text.prompts.class_name`.
+                are made into text by `clap_jax.text.prompts.class_name` ...
+            names: ... but for those that have a text here.
+            descriptions: label or text -> sentences, or the path of a file with them
+                (`clap_jax.text.descriptions`).
+            metric: "accuracy", "mAP", "f1", or "auto": by the number of tags.
+            decision: with "f1", a key of `DECISIONS`.
+            untagged: clips without a tag stay, as negatives of every class.
+            official: what the data should be, keys of `traps.OFFICIAL`.
+            accept: known traps that are no reason to refuse, from `traps.TRAPS`.
+            draws: of the bootstrap; 0 for no intervals.
 
         Raises:
             ValueError: empty source, a clip with no tag or with a tag outside the
-                labels, repeated labels, no templates or one without `{}`.
+                labels, repeated labels, no templates or one without `{}`, several tags
+                where accuracy is asked for, a known trap.
         """
-        self.source, self.templates = source, _sentences(templates)
+        _check_choices(metric, decision)
+        self.source, self.draws, self.decision = source, draws, decision
+        self.templates = _templates(templates, described=descriptions is not None)
         if not len(source):
             raise ValueError(f"zeroshot: source '{source.name}' has no clips")
         tags = [list(dict.fromkeys(source.tags(i))) for i in range(len(source))]
         if labels is None:
             labels = sorted({tag for own in tags for tag in own})
         self.labels = list(labels)
-        self.targets = _targets(source.name, tags, self.labels)
-        self.multi_label = bool((self.targets.sum(axis=1) > 1).any())
-        self.names = [prompts.class_name(label) for label in self.labels]
+        self.targets = _targets(source.name, tags, self.labels, untagged)
+        self.metric = _metric(metric, self.targets, source.name)
+        self.multi_label = self.metric != "accuracy"
+        self.traps = Traps(f"zeroshot of source '{source.name}'", accept, official)
+        self.traps.check_clips(len(source))
+        self.traps.check_classes(len(self.labels))
+        names = dict(names or {})
+        self.names = [names.get(x, prompts.class_name(x)) for x in self.labels]
+        self.descriptions_file = ""
+        if isinstance(descriptions, str):
+            self.descriptions_file = Path(descriptions).name
+            descriptions = descriptions_lib.read(descriptions)
+        described = [()] * len(self.labels)
+        if descriptions is not None:
+            described = _described(descriptions, self.labels, self.names)
+        self.texts = [
+            prompts.sentences(self.templates, name, own)
+            for name, own in zip(self.names, described, strict=True)
+        ]
 
     def run(self, encoder: Encoder) -> Result:
         """Encodes clips and labels and compares.
@@ -113,45 +188,148 @@ class ZeroShot:
                 templates of a class cancel out.
         """
         za, clips = encode_audio(encoder, self.source)
-        classes = class_embeddings(encoder, self.names, self.templates)
+        classes = _means(encoder, self.labels, self.texts)
         similarity = np.concatenate(list(scores.similarity_rows(za, classes)))
         targets = self.targets[clips]
-        measure = _multi_label if self.multi_label else _single_label
-        metrics, arrays = measure(similarity, targets)
+        if self.multi_label:
+            decision = self.decision if self.metric == "f1" else ""
+            found = _multi_label(similarity, targets, decision, self.draws)
+        else:
+            found = _single_label(similarity, targets, self.draws)
+        metrics, arrays, intervals = found
         return Result(
             metrics={**metrics, "bad_clips": float(len(self.source) - len(clips))},
             arrays=arrays,
             labels={"classes": self.labels},
-            protocol={
-                "kind": "zeroshot",
-                "source": self.source.name,
-                "clips": len(clips),
-                "classes": len(self.labels),
-                "multi_label": self.multi_label,
-                "templates": list(self.templates),
-                "ties": "count against the model",
-            },
+            protocol=self._says(len(clips)),
+            intervals=intervals,
         )
 
+    def _says(self, clips: int) -> dict[str, Any]:
+        """The protocol of a result."""
+        said = {
+            "kind": "zeroshot",
+            "source": self.source.name,
+            "clips": clips,
+            "classes": len(self.labels),
+            "multi_label": self.multi_label,
+            "templates": list(self.templates),
+            "prompts": _ensemble([len(own) for own in self.texts]),
+            "example": self.texts[0][0],
+            "ties": "count against the model (in mAP clips pass together; half in AUC)",
+            "intervals": bootstrap.describe(self.draws),
+        }
+        if self.metric == "f1":
+            said["decision"] = DECISIONS[self.decision]
+        if self.descriptions_file:
+            said["descriptions"] = self.descriptions_file
+        return said | self.traps.protocol()
 
-def _single_label(similarity, targets):
+
+def _ensemble(counts: Sequence[int]) -> str:
+    """How so many sentences of each class become one vector."""
+    if max(counts) == 1:
+        return "one sentence a class"
+    many = str(counts[0])
+    if min(counts) < max(counts):
+        many = f"{min(counts)} to {max(counts)}"
+    return f"mean of the unit vectors of {many} sentences a class, normalised again"
+
+
+def _check_choices(metric: str, decision: str) -> None:
+    for what, name, known in (
+        ("zeroshot metric", metric, METRICS),
+        ("zeroshot decision", decision, DECISIONS),
+    ):
+        if name not in known:
+            raise ValueError(config_lib.unknown(what, name, known))
+
+
+def _metric(metric: str, targets: np.ndarray, source_name: str) -> str:
+    """What is measured, where "auto" leaves it open."""
+    single = (targets.sum(axis=1) == 1).all()
+    if metric == "auto":
+        return "accuracy" if single else "mAP"
+    if metric == "accuracy" and not single:
+        clip = int(np.argmax(targets.sum(axis=1) != 1))
+        raise ValueError(
+            f"zeroshot: accuracy needs one tag a clip, clip {clip} of source "
+            f"'{source_name}' has {targets[clip].sum()}"
+        )
+    return metric
+
+
+def _described(
+    descriptions: descriptions_lib.Descriptions,
+    labels: Sequence[str],
+    names: Sequence[str],
+) -> list[tuple[str, ...]]:
+    """The sentences of every class, found by its label, or by its text."""
+    known = dict(descriptions)
+    for label, name in zip(labels, names, strict=True):
+        if label not in known and name in known:
+            known[label] = known[name]
+    return descriptions_lib.choose(known, labels)
+
+
+def _single_label(similarity, targets, draws):
     truth = targets.argmax(axis=1)
     classes = targets.shape[1]
     predicted = scores.predictions(similarity, truth)
-    metrics = {
-        "zeroshot_acc": scores.top_accuracy(similarity, truth, 1),
-        "zeroshot_top5": scores.top_accuracy(similarity, truth, TOP_DEPTH),
+    ranks = scores.class_ranks(similarity, truth)
+    found = {
+        "zeroshot_acc": ranks <= 1,
+        "zeroshot_top5": ranks <= min(TOP_DEPTH, classes),
     }
-    return metrics, {"confusion": scores.confusion_matrix(truth, predicted, classes)}
+    intervals = bootstrap.intervals(
+        len(truth),
+        lambda weights: {
+            name: bootstrap.means(own, weights) for name, own in found.items()
+        },
+        draws,
+    )
+    metrics = {name: float(np.mean(own)) for name, own in found.items()}
+    confusion = scores.confusion_matrix(truth, predicted, classes)
+    return metrics, {"confusion": confusion}, intervals
 
 
-def _multi_label(similarity, targets):
+def _multi_label(similarity, targets, decision, draws):
+    """decision: for F1, "" for none."""
     metrics = {"zeroshot_mAP": scores.mean_average_precision(similarity, targets)}
+    if not np.isnan(scores.class_roc_aucs(similarity, targets)).all():
+        metrics["zeroshot_AUC"] = scores.mean_roc_auc(similarity, targets)
+    predicted = None
+    if decision:
+        predicted = _decided(similarity, targets, decision)
+        micro, macro = scores.f1(predicted, targets)
+        metrics |= {"zeroshot_F1_micro": micro, "zeroshot_F1_macro": macro}
+
+    def statistic(weights):
+        names = ("zeroshot_mAP", "zeroshot_AUC")
+        areas = bootstrap.areas(similarity, targets, weights)
+        drawn = dict(zip(names, areas, strict=True))
+        if predicted is not None:
+            both = bootstrap.f1(predicted, targets, weights)
+            names = ("zeroshot_F1_micro", "zeroshot_F1_macro")
+            drawn |= dict(zip(names, both, strict=True))
+        return drawn
+
+    intervals = bootstrap.intervals(len(targets), statistic, draws)
     precisions = scores.class_average_precisions(similarity, targets)
-    return metrics, {"average_precision": precisions}
+    return metrics, {"average_precision": precisions}, intervals
 
 
-def _targets(source_name: str, tags: list[list[str]], labels: list[str]) -> np.ndarray:
+def _decided(similarity, targets, decision) -> np.ndarray:
+    """Which classes count as predicted, bool [n, C]."""
+    if decision == "positive":
+        return similarity > 0
+    best = scores.predictions(similarity, targets)
+    return np.arange(similarity.shape[1]) == best[:, None]
+
+
+def _targets(
+    source_name: str, tags: list[list[str]], labels: list[str], untagged: bool
+) -> np.ndarray:
     """Which clip has which label, bool [n, C]; errors as in `ZeroShot`."""
     column = {label: i for i, label in enumerate(labels)}
     if len(column) < len(labels):
@@ -159,7 +337,7 @@ def _targets(source_name: str, tags: list[list[str]], labels: list[str]) -> np.n
         raise ValueError(f"zeroshot: labels repeat: {', '.join(twice)}")
     targets = np.zeros((len(tags), len(labels)), bool)
     for clip, own in enumerate(tags):
-        if not own:
+        if not own and not untagged:
             raise ValueError(
                 f"zeroshot: clip {clip} of source '{source_name}' has no tag"
             )

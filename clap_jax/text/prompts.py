@@ -1,6 +1,8 @@
 """Sentences made from class names."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+DESCRIPTION = "{description}"
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     # LAION-CLAP's evaluation script and the default of Hugging Face's pipeline.
@@ -17,6 +19,10 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "msclap2022_emotion": ("this person is feeling {}",),
     "msclap2022_keyword": ("{}",),
     "msclap2022_speakers": ("{} persons speaking",),
+    # With descriptions of the classes: the label before them (arXiv 2409.13676, which
+    # compares such forms), and they alone.
+    "described": ("{}: {description}",),
+    "description_alone": ("{description}",),
     # For training on labels: several wordings keep the text tower from learning one.
     "plain": (
         "{}",
@@ -26,7 +32,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "{} can be heard",
     ),
 }
-"""Sets of prompts by name. Each prompt has one {} for the class name."""
+"""Sets of prompts by name. Each has one {} for the class name, {description}, or both."""
 
 
 def render(template: str, label: str) -> str:
@@ -45,6 +51,41 @@ def checked_templates(templates: str | Iterable[str]) -> tuple[str, ...]:
     for template in templates:
         render(template, "label")
     return templates
+
+
+def check(template: str, described: bool) -> None:
+    """Raise ValueError unless `sentences` can use the template.
+
+    described: whether there are descriptions of the classes.
+    """
+    if not isinstance(template, str) or DESCRIPTION not in template:
+        render(template, "label")
+    elif not described:
+        raise ValueError(
+            f"template {template!r} wants descriptions, but there are none"
+        )
+    elif template.count(DESCRIPTION) > 1 or template.count("{}") > 1:
+        raise ValueError(
+            f"template {template!r} may have {{}} and {DESCRIPTION} once each"
+        )
+
+
+def sentences(
+    templates: Iterable[str], label: str, descriptions: Sequence[str]
+) -> list[str]:
+    """The prompts of one class: one a template, or one a description where it has
+    `{description}`."""
+    texts = []
+    for template in templates:
+        if DESCRIPTION not in template:
+            texts.append(render(template, label))
+            continue
+        before, _, after = template.partition(DESCRIPTION)
+        texts += [
+            f"{before.replace('{}', label)}{text}{after.replace('{}', label)}"
+            for text in descriptions
+        ]
+    return texts
 
 
 def class_name(raw: str) -> str:

@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,16 +20,16 @@ from ml_collections import ConfigDict
 from clap_jax import checkpoint, sharding
 from clap_jax import config as config_lib
 from clap_jax.audio.augment import Augment
-from clap_jax.evals import Result, build_evaluator
+from clap_jax.evals import Result
 from clap_jax.evals.encode import ModelEncoder
 from clap_jax.losses import contrastive
 from clap_jax.models import zoo
 from clap_jax.models.dual import Dual
 from clap_jax.pipeline import loader, order
 from clap_jax.pipeline.ops import Prepare
-from clap_jax.pipeline.sources import Source, build_source
+from clap_jax.pipeline.sources import Source
 from clap_jax.text import tokenize
-from clap_jax.train import device_data
+from clap_jax.train import device_data, evaluations
 from clap_jax.train import starts as starts_lib
 from clap_jax.train import state as state_lib
 
@@ -43,14 +43,6 @@ SIGMOID_BIAS = -10.0
 TOKENIZER_CAPTIONS = 1_000_000
 
 
-class Evaluation(NamedTuple):
-    """One entry of the config's `evals`."""
-
-    evaluator: Any
-    encoder: ModelEncoder  # compiled once, takes new variables each time
-    every_steps: int  # 0: only at the end
-
-
 class Experiment(NamedTuple):
     """The parts of a run; holds no weights but those that it starts from, unread."""
 
@@ -62,7 +54,7 @@ class Experiment(NamedTuple):
     undropped: Dual  # of the last stage and of evaluation; `dual` if nothing is dropped
     tokenizer: tokenize.Tokenizer | None  # none where there is nothing to read
     sources: list[tuple[Source, float]]
-    evaluations: dict[str, Evaluation]
+    evaluations: dict[str, evaluations.Evaluation]
     augment: Augment
     starts: list[starts_lib.Start]
 
@@ -154,12 +146,8 @@ class Experiment(NamedTuple):
 
     def evaluate(self, variables: Any, names: list[str]) -> dict[str, Result]:
         """Run the named evaluations."""
-        return {
-            name: self.evaluations[name].evaluator.run(
-                self.evaluations[name].encoder.using(variables)
-            )
-            for name in names
-        }
+        wanted = {name: self.evaluations[name] for name in names}
+        return evaluations.run(wanted, variables)
 
 
 def every(steps: int, step: int) -> bool:
@@ -167,8 +155,11 @@ def every(steps: int, step: int) -> bool:
     return steps > 0 and step % steps == 0
 
 
-def build(config: ConfigDict, workdir: Path) -> Experiment:
-    """Check the whole config and make every part; nothing heavy runs on a device yet."""
+def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experiment:
+    """Check the whole config and make every part; nothing heavy runs on a device yet.
+
+    training: without it `data.sources` are not looked at.
+    """
     loss = check(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(config.train.batch_size, mesh, config.train.accumulate)
@@ -177,7 +168,7 @@ def build(config: ConfigDict, workdir: Path) -> Experiment:
         logging.info(
             "data.source=%s: evals are left out (%s)", NOISE, ", ".join(config.evals)
         )
-    sources = [] if noise else _sources(config)
+    sources = _sources(config) if training and not noise else []
     starts = [] if checkpoint.has_steps(workdir) else starts_lib.load(config)
     if config.model == starts_lib.MODEL and checkpoint.has_steps(workdir):
         spec = zoo.read_spec(workdir / "spec.json")
@@ -216,10 +207,7 @@ def build(config: ConfigDict, workdir: Path) -> Experiment:
         undropped=undropped,
         tokenizer=tokenizer,
         sources=sources,
-        evaluations={
-            name: _evaluation(name, section, encoder)
-            for name, section in _evals(config).items()
-        },
+        evaluations=evaluations.build(_evals(config), encoder),
         augment=config_lib.build(Augment, config.augment, "augment"),
         starts=starts,
     )
@@ -296,38 +284,15 @@ def duals(
 def _sources(config: ConfigDict) -> list[tuple[Source, float]]:
     """Every training source and its weight in the mixture."""
     sources = [
-        _source(section, f"data.sources[{number}]", weighted=True)
+        evaluations.source_of(section, f"data.sources[{number}]", weighted=True)
         for number, section in enumerate(config.data.sources)
     ]
     if not sources:
-        raise config_lib.ConfigError("data.sources is empty: name at least one source")
+        raise config_lib.ConfigError(
+            "data.sources is empty: name at least one source to train on (a config that "
+            "only evaluates runs with --mode=eval)"
+        )
     return order.mix(sources, config.data.mixture_temperature)
-
-
-def _source(section: Any, where: str, weighted: bool) -> tuple[Source, float]:
-    """A source and its weight from a config section."""
-    options = dict(config_lib.plain(section))
-    if "kind" not in options:
-        raise config_lib.ConfigError(f"{where}.kind is missing")
-    kind = options.pop("kind")
-    name = options.pop("name", kind)
-    weight = options.pop("weight", 0.0) if weighted else 0.0
-    source = build_source(kind, name, options)
-    logging.info("%s: %s", where, source.description())
-    return source, weight
-
-
-def _evaluation(name: str, section: Any, encoder: Callable) -> Evaluation:
-    where = f"evals.{name}"
-    options = dict(config_lib.plain(section))
-    missing = [key for key in ("kind", "source") if key not in options]
-    if missing:
-        raise config_lib.ConfigError(f"{where}.{missing[0]} is missing")
-    source, _ = _source(options.pop("source"), f"{where}.source", weighted=False)
-    every_steps = options.pop("every_steps", 0)
-    made = encoder(options.pop("batch_size", 64), options.pop("crop_seed", None))
-    evaluator = build_evaluator(options.pop("kind"), source, options)
-    return Evaluation(evaluator, made, every_steps)
 
 
 def _where_mels_are_made(config: ConfigDict, spec: zoo.Spec) -> str:
@@ -364,6 +329,10 @@ def _tokenizer(
     if found:
         return tokenize.load(found, length, style), style
     starts_lib.check_tokenizer(starts, config.init_pattern)
+    if not sources:
+        raise config_lib.ConfigError(
+            f"there is no tokenizer: neither {workdir} nor init_from has one"
+        )
     captions = [
         caption
         for source in sources

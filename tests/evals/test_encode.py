@@ -265,7 +265,14 @@ def test_a_bad_clip_is_named(whole_model):
 
 def test_what_is_heard_is_said():
     assert encode.hearing(FRONTENDS["laion_unfused"]) == (
-        "10.0 s at 48000 Hz, the middle of longer"
+        "10.0 s at 48000 Hz, the middle of longer, shorter repeated whole, then silence"
+    )
+    cropped = encode.hearing(FRONTENDS["laion_unfused"], crop_seed=2)
+    assert "a random window of longer (seed 2)" in cropped
+    assert "three random windows (seed 2)" in encode.hearing(FUSED.frontend, 2)
+    assert encode.front_end(FRONTENDS["laion_unfused"]) == (
+        "64 slaney mel bands 50-14000 Hz, window 1024, hop 480, FFT 1024, samples "
+        "through int16"
     )
     assert "three fixed windows" in encode.hearing(FUSED.frontend)
     assert encode.hearing(WHOLE.frontend) == (

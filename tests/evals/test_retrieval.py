@@ -63,7 +63,7 @@ def test_captions_in_unequal_numbers_belong_to_their_clip():
     encoder = FakeEncoder(["a", "b", "c"], meaning)
     result = Retrieval(FakeSource(texts)).run(encoder)
     assert result.metrics["t2a_R@1"] == result.metrics["a2t_mAP@10"] == 1
-    first = Retrieval(FakeSource(texts), captions="first")
+    first = Retrieval(FakeSource(texts), "one_to_one")
     assert first.texts == ["a #0", "b #0", "c #0"]
     assert first.run(encoder).protocol["captions"] == 3
 
@@ -71,7 +71,8 @@ def test_captions_in_unequal_numbers_belong_to_their_clip():
 def test_a_text_that_repeats_is_encoded_once_and_ties():
     texts = [["rain"], ["rain"], ["wind"]]
     encoder = FakeEncoder(["rain", "rain", "wind"])
-    metrics = Retrieval(FakeSource(texts)).run(encoder).metrics
+    source = FakeSource(texts, sounds=[1, 2, 3])  # that the model cannot tell apart
+    metrics = Retrieval(source).run(encoder).metrics
     assert encoder.seen_texts == ["rain", "wind"]
     # Each "rain" finds the other clip first, for a tie counts against the model.
     assert metrics["t2a_R@1"] == pytest.approx(1 / 3)
@@ -82,10 +83,61 @@ def test_clips_of_one_group_are_right_for_each_other_when_asked():
     texts, groups = [["rain"], ["rain"], ["wind"]], ["r", "r", "w"]
     source = FakeSource(texts, groups=groups)
     encoder = FakeEncoder(["rain", "rain", "wind"])
-    result = Retrieval(source, multi_positive=True).run(encoder)
+    result = Retrieval(source, "multi_positive").run(encoder)
     assert result.metrics["t2a_R@1"] == result.metrics["a2t_R@1"] == 1
     assert result.metrics["t2a_mAP@10"] == result.metrics["a2t_mAP@10"] == 1
     assert result.protocol["multi_positive"] is True
+
+
+def test_a_text_that_a_group_repeats_is_one():
+    """Label captions: two texts for six clips; the nearest text is right or wrong."""
+    texts = [["rain"], ["rain"], ["rain"], ["wind"], ["wind"], ["wind", "a gale"]]
+    groups = ["r"] * 3 + ["w"] * 3
+    source = FakeSource(texts, groups=groups, sounds=range(6))
+    meanings = ["rain", "rain", "wind", "wind", "wind", "wind"]
+    result = Retrieval(source, "multi_positive").run(FakeEncoder(meanings))
+    assert result.protocol["captions"] == 3
+    # The third clip of rain sounds like wind: its text comes after "wind".
+    assert result.metrics["a2t_R@1"] == pytest.approx(5 / 6)
+    assert result.metrics["a2t_R@5"] == 1
+    # "rain" finds its clips, and "wind" that clip of rain, which ties with its own.
+    assert 1 / 3 <= result.metrics["t2a_R@1"] <= 2 / 3
+    assert len(result.labels["captions"]) == 6
+    low, high = result.intervals["a2t_R@1"]
+    assert low < 5 / 6 <= high
+    again = Retrieval(source).run(FakeEncoder(meanings))
+    assert again.protocol["captions"] == 7
+
+
+def test_every_metric_has_an_interval_around_it():
+    source, meanings = clips_with_captions(60)
+    encoder = FakeEncoder(meanings, meaning, noise=2.0, bad=[7])
+    for protocol in ("all_captions", "one_to_one", "multi_positive"):
+        result = Retrieval(source, protocol).run(encoder)
+        assert set(result.intervals) == set(result.metrics) - {"bad_clips"}
+        for name, (low, high) in result.intervals.items():
+            assert low <= result.metrics[name] <= high, name
+        again = Retrieval(source, protocol).run(encoder)
+        assert again.intervals == result.intervals
+    assert Retrieval(source, draws=0).run(encoder).intervals == {}
+
+
+def test_multi_positive_has_map_at_16_too():
+    source, meanings = clips_with_captions(20)
+    metrics = Retrieval(source, "multi_positive").run(FakeEncoder(meanings)).metrics
+    assert set(metrics) == NAMES | {"t2a_mAP@16", "a2t_mAP@16"}
+
+
+def test_one_caption_a_clip_the_first_or_drawn():
+    source, meanings = clips_with_captions(30)
+    first = Retrieval(source, "one_to_one")
+    assert first.texts == [f"{own} #0" for own in meanings]
+    drawn = [Retrieval(source, "one_to_one", caption_seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0].texts == drawn[1].texts != drawn[2].texts
+    assert {text.split("#")[1] for text in drawn[0].texts} == {"0", "1", "2"}
+    encoder = FakeEncoder(meanings, meaning)
+    assert first.run(encoder).protocol["caption"] == "the first"
+    assert drawn[2].run(encoder).protocol["caption"] == "drawn, seed 2"
 
 
 def test_bad_clips_leave_with_their_captions_and_are_counted():
@@ -155,7 +207,8 @@ def test_broken_embeddings_are_errors_in_a_sentence(change, message):
         ([["a"], []], {}, "clip 1 of source 'fake' has no caption"),
         ([["a", " "]], {}, "clip 0 of source 'fake' has an empty caption"),
         ([], {}, "has no clips"),
-        ([["a"]], {"captions": "random"}, "must be 'all' or 'first', found 'random'"),
+        ([["a"]], {"protocol": "laion"}, "protocol 'laion' .did you mean 'laion5'"),
+        ([["a"]], {"caption_seed": 1}, "draws one caption, but all_captions takes all"),
     ],
 )
 def test_bad_sources_fail_before_any_encoding(captions, options, message):
@@ -165,15 +218,15 @@ def test_bad_sources_fail_before_any_encoding(captions, options, message):
 
 def test_build_evaluator():
     source = FakeSource([["a"], ["b"]], tags=[["x"], ["y"]])
-    built = build_evaluator("retrieval", source, {"captions": "first"})
-    assert isinstance(built, Retrieval) and built.mode == "first"
-    assert set(EVALUATORS) == {"retrieval", "zeroshot"}
-    for kind in EVALUATORS:
+    built = build_evaluator("retrieval", source, {"protocol": "one_to_one"})
+    assert isinstance(built, Retrieval) and built.protocol == "one_to_one"
+    assert set(EVALUATORS) == {"absent", "retrieval", "zeroshot"}
+    for kind in ("retrieval", "zeroshot"):
         result = build_evaluator(kind, source).run(FakeEncoder(["a", "b"]))
         assert isinstance(result, Result)
     with pytest.raises(ValueError, match="'retrieve' .did you mean 'retrieval'"):
         build_evaluator("retrieve", source)
-    with pytest.raises(ValueError, match="retrieval 'caption' .* 'captions'"):
-        build_evaluator("retrieval", source, {"caption": "first"})
+    with pytest.raises(ValueError, match="retrieval 'protocols' .* 'protocol'"):
+        build_evaluator("retrieval", source, {"protocols": "laion5"})
     with pytest.raises(ValueError, match="unknown key of evaluator retrieval 'source'"):
         build_evaluator("retrieval", source, {"source": "x"})

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from clap_jax.evals import ZeroShot, class_embeddings
 from tests.evals.fakes import FakeEncoder, FakeSource, normalised, vector
@@ -107,7 +107,7 @@ def test_several_tags_give_map_over_the_clips_that_could_be_read():
     encoder = FakeEncoder(meanings, noise=1.0, bad=[3, 59])
     evaluator = ZeroShot(source)
     result = evaluator.run(encoder)
-    assert set(result.metrics) == {"zeroshot_mAP", "bad_clips"}
+    assert set(result.metrics) == {"zeroshot_mAP", "zeroshot_AUC", "bad_clips"}
     assert result.metrics["bad_clips"] == 2
     za, kept = encoder.audio(source)
     classes = class_embeddings(encoder, evaluator.names, evaluator.templates)
@@ -115,7 +115,97 @@ def test_several_tags_give_map_over_the_clips_that_could_be_read():
     expected = average_precision_score(targets[kept], table, average=None)
     np.testing.assert_allclose(result.arrays["average_precision"], expected)
     assert result.metrics["zeroshot_mAP"] == pytest.approx(expected.mean())
+    area = roc_auc_score(targets[kept], table, average="macro")
+    assert result.metrics["zeroshot_AUC"] == pytest.approx(area, abs=1e-12)
+    for name in ("zeroshot_mAP", "zeroshot_AUC"):
+        low, high = result.intervals[name]
+        assert low < result.metrics[name] < high
     assert result.protocol["multi_label"] is True
+
+
+def test_metrics_that_are_asked_for():
+    """mAP of single tags, clips without any tag, F1 by the best class."""
+    tags = [[LABELS[i % 8]] for i in range(40)]
+    tags[3], tags[7] = [], [LABELS[0], LABELS[1]]
+    meanings = [prompt(own[0] if own else "none") for own in tags]
+    encoder = FakeEncoder(meanings, noise=1.0)
+    with pytest.raises(ValueError, match="clip 3 of source 'fake' has no tag"):
+        ZeroShot(tagged(tags), metric="mAP")
+    with pytest.raises(ValueError, match="clip 3 of source 'fake' has 0"):
+        ZeroShot(tagged(tags), metric="accuracy", untagged=True)
+    evaluator = ZeroShot(tagged(tags), metric="f1", untagged=True)
+    result = evaluator.run(encoder)
+    za, _ = encoder.audio(evaluator.source)
+    classes = class_embeddings(encoder, evaluator.names, evaluator.templates)
+    table = za.astype(float) @ classes.T
+    predicted = np.eye(8, dtype=bool)[table.argmax(axis=1)]
+    for name in ("micro", "macro"):
+        expected = f1_score(evaluator.targets, predicted, average=name)
+        assert result.metrics[f"zeroshot_F1_{name}"] == pytest.approx(expected)
+        low, high = result.intervals[f"zeroshot_F1_{name}"]
+        assert low < expected < high
+    assert result.protocol["decision"].startswith("the best class")
+    positive = ZeroShot(tagged(tags), metric="f1", decision="positive", untagged=True)
+    expected = f1_score(evaluator.targets, table > 0, average="micro")
+    found = positive.run(encoder).metrics["zeroshot_F1_micro"]
+    assert found == pytest.approx(expected)
+    single = ZeroShot(one_tag_each(16), metric="mAP").run(FakeEncoder())
+    assert "zeroshot_acc" not in single.metrics and single.protocol["multi_label"]
+
+
+def test_one_clip_of_one_class():
+    """No class that a clip lacks: no AUC, the rest is perfect."""
+    result = ZeroShot(tagged([["x"]]), metric="mAP").run(FakeEncoder())
+    assert result.metrics == {"zeroshot_mAP": 1, "bad_clips": 0}
+    assert result.intervals == {"zeroshot_mAP": (1, 1)}
+    result = ZeroShot(tagged([["x"]])).run(FakeEncoder())
+    assert result.metrics["zeroshot_acc"] == 1
+    assert result.intervals["zeroshot_acc"] == (1, 1)
+
+
+def test_descriptions_of_classes(tmp_path):
+    path = tmp_path / "sounds.json"
+    path.write_text('{"Dog_bark": ["It barks.", "Woof."], "rain": "Drops."}')
+    source = tagged([["Dog_bark"], ["rain"]])
+    encoder = FakeEncoder()
+    evaluator = ZeroShot(source, ["{}", "{}: {description}"], descriptions=str(path))
+    result = evaluator.run(encoder)
+    texts = ["dog bark", "dog bark: It barks.", "dog bark: Woof."]
+    assert encoder.seen_texts == [*texts, "rain", "rain: Drops."]
+    rows = normalised(np.array([vector(text) for text in texts])).mean(axis=0)
+    labels = ["dog bark", "rain"]
+    own = {"dog bark": ["It barks.", "Woof."], "rain": "Drops."}
+    found = class_embeddings(FakeEncoder(), labels, ["{}", "{}: {description}"], own)
+    np.testing.assert_allclose(found[0], rows / np.linalg.norm(rows), rtol=1e-5)
+    assert result.protocol["descriptions"] == "sounds.json"
+    assert "2 to 3 sentences" in result.protocol["prompts"]
+    with pytest.raises(ValueError, match=r"no template has \{description\}"):
+        ZeroShot(source, descriptions=str(path))
+    with pytest.raises(ValueError, match="no description of 'wind'"):
+        ZeroShot(tagged([["wind"]]), "described", descriptions=str(path))
+
+
+def test_texts_of_labels_can_be_given():
+    encoder = FakeEncoder()
+    names = {"ANG": "angry"}
+    ZeroShot(tagged([["ANG"], ["sad"]]), "{}", names=names).run(encoder)
+    assert encoder.seen_texts == ["angry", "sad"]
+
+
+def test_another_number_of_classes_or_clips_is_refused():
+    source = one_tag_each(16)
+    with pytest.raises(
+        ValueError, match="8 classes, the task has 10.*accept=.'classes'"
+    ):
+        ZeroShot(source, official={"classes": 10})
+    with pytest.raises(ValueError, match="16 clips, the official split has 15"):
+        ZeroShot(source, official={"clips": 15})
+    official = {"classes": 10, "clips": 20}
+    result = ZeroShot(source, official=official, accept=["classes"]).run(FakeEncoder())
+    assert result.protocol["official"] == official
+    assert "8 classes" in result.protocol["accepted"]["classes"]
+    with pytest.raises(ValueError, match="unknown key of official 'clip'"):
+        ZeroShot(source, official={"clip": 15})
 
 
 def test_bad_clips_leave_single_label_numbers_too():
@@ -138,6 +228,12 @@ def test_a_tag_given_twice_is_one_tag():
         ([["dog"]], {"labels": ["dog", "cat", "dog"]}, "labels repeat: dog"),
         ([["dog"], []], {}, "clip 1 of source 'fake' has no tag"),
         ([], {}, "has no clips"),
+        (
+            [["dog"]],
+            {"metric": "map"},
+            "unknown zeroshot metric 'map'.*known: accuracy",
+        ),
+        ([["dog"]], {"decision": "top"}, "unknown zeroshot decision 'top'"),
     ],
 )
 def test_bad_sources_and_options_fail_before_any_encoding(tags, options, message):

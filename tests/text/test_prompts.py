@@ -10,7 +10,9 @@ def test_every_template_takes_a_label():
         assert isinstance(templates, tuple) and templates, name
         assert len(set(templates)) == len(templates)
         for template in templates:
-            assert "dog" in prompts.render(template, "dog")
+            prompts.check(template, described=True)
+            (text,) = prompts.sentences([template], "dog", ["It barks."])
+            assert "dog" in text or "It barks." in text
 
 
 def test_published_prompts():
@@ -52,3 +54,30 @@ def test_expand_is_labels_by_templates():
         ["cat", "a cat!"],
     ]
     assert prompts.expand("a {}", (name for name in ["dog"])) == [["a dog"]]
+
+
+def test_descriptions_follow_labels():
+    templates = ["{}", "{}: {description}", "{description} ({})"]
+    own = ["It {} barks.", "{description}"]
+    assert prompts.sentences(templates, "dog", own) == [
+        "dog",
+        "dog: It {} barks.",
+        "dog: {description}",
+        "It {} barks. (dog)",
+        "{description} (dog)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("template", "described", "message"),
+    [
+        ("{}: {description}", False, "wants descriptions, but there are none"),
+        ("{} {} {description}", True, "once each"),
+        ("{description} {description}", True, "once each"),
+        ("no label", True, "exactly once"),
+        (None, True, "exactly once"),
+    ],
+)
+def test_templates_that_descriptions_cannot_use(template, described, message):
+    with pytest.raises(ValueError, match=message):
+        prompts.check(template, described)

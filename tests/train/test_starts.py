@@ -12,7 +12,7 @@ from absl import logging
 from clap_jax import checkpoint, convert, hub, sharding
 from clap_jax import config as config_lib
 from clap_jax.models import zoo
-from clap_jax.train import experiment, starts
+from clap_jax.train import experiment, loop, starts
 from tests import small_models
 from tests.train.test_loop import small_config
 
@@ -275,3 +275,10 @@ def test_a_run_goes_on_without_what_it_started_from(folders, tmp_path, monkeypat
     again = experiment.build(config, tmp_path / "run")
     assert again.spec == first.spec
     assert again.starts == []
+
+
+def test_towers_alone_are_not_evaluated(folders, tmp_path):
+    """What they lack would be noise."""
+    towers = (str(folders / "text"), str(folders / "audio.pth"))
+    with pytest.raises(config_lib.ConfigError, match="names no whole model"):
+        loop.evaluate(settings(folders, towers), tmp_path / "run")

@@ -1,0 +1,219 @@
+"""The table of tasks, and the evaluations made of it."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from clap_jax import config as config_lib
+from clap_jax.evals import (
+    EVALUATORS,
+    build_evaluator,
+    msclap_tasks,
+    retrieval,
+    suite,
+    tasks,
+)
+from clap_jax.pipeline.sources import build_source
+from clap_jax.text import prompts
+from tests.evals.fakes import FakeEncoder
+
+
+def of_suite(name):
+    return [task for task in tasks.TASKS.values() if name in task.suites]
+
+
+def test_the_suites_have_the_papers_tasks():
+    """MS-CLAP 2023 counts both directions of retrieval: 26; 2022 has 16."""
+    counted = {
+        name: sum(len(task.covers) or 1 for task in of_suite(name))
+        for name in tasks.SUITES
+    }
+    assert counted["msclap"] == 26 and counted["msclap2022"] == 16
+    assert {task.name for task in of_suite("laion")} == {
+        *("audiocaps", "clotho"),
+        *("esc50_laion", "urbansound8k_laion", "vggsound_laion", "gtzan_laion"),
+    }
+    for task in of_suite("msclap2022"):
+        assert "MS22" in task.published, task.name
+    for task in of_suite("msclap"):
+        assert any("MS23" in key for key in task.published), task.name
+
+
+def test_names_are_of_one_row_each():
+    rows = (
+        *msclap_tasks.MSCLAP,
+        *(*tasks.RETRIEVAL, *tasks.CAPTIONING, *tasks.LAION, *tasks.SMALL),
+    )
+    assert len(rows) == len(tasks.TASKS)
+
+
+@pytest.mark.parametrize("task", tasks.TASKS.values(), ids=lambda task: task.name)
+def test_every_row_says_what_and_why(task):
+    assert set(task.suites) <= set(tasks.SUITES)
+    assert task.kind in {*EVALUATORS, "captioning"}
+    if task.kind == "zeroshot":
+        assert "prompt" in task.reasons
+        templates = task.options["templates"]
+        if isinstance(templates, str):
+            templates = prompts.TEMPLATES.get(templates, (templates,))
+        assert all("dog" in prompts.render(one, "dog") for one in templates)
+        if "labels" in task.options:
+            assert len(task.options["labels"]) == task.classes
+    if task.kind == "retrieval":
+        assert task.options["protocol"] in retrieval.PROTOCOLS
+        assert "protocol" in task.reasons
+    if not task.source:
+        assert task.dataset and task.split
+        assert {"split", "metric"} & set(task.reasons)
+
+
+def test_nothing_is_there(tmp_path):
+    """Every task is listed all the same, with what to do."""
+    found = suite.sections("all+small", data_dir=str(tmp_path))
+    assert list(found) == list(tasks.TASKS)
+    for name, section in found.items():
+        assert section["kind"] == "absent"
+        assert section["about"]["metric"] == tasks.TASKS[name].metric
+        options = {key: section[key] for key in ("reason", "prepare") if key in section}
+        result = build_evaluator("absent", None, options).run(None)
+        assert result.metrics == {} and result.protocol["kind"] == "absent"
+    command = f"python -m data.prepare nsynth/pitch --data_dir={tmp_path}"
+    assert found["nsynth_pitch"]["prepare"] == command
+    assert found["nsynth_pitch"]["reason"] == (
+        f"nsynth/pitch is not prepared in {tmp_path}"
+    )
+    assert "captioner" in found["clotho_captioning"]["reason"]
+    assert found["esc10"]["reason"] == f"there is no {tmp_path}/esc10/metadata.csv"
+
+
+def prepared(folder, dataset, *splits):
+    """As much of a data set of TFDS as tells that it is there."""
+    place = folder / dataset / "1.0.0"
+    place.mkdir(parents=True)
+    info = {"name": dataset, "splits": [{"name": name} for name in splits]}
+    (place / "dataset_info.json").write_text(json.dumps(info))
+
+
+def test_what_is_there_is_evaluated(tmp_path):
+    prepared(tmp_path, "clotho", "development", "validation", "evaluation")
+    prepared(tmp_path, "esc50", *(f"fold{number}" for number in range(1, 6)))
+    prepared(tmp_path, "fsd50k", "train")
+    found = suite.sections("all", data_dir=str(tmp_path), draws=50, batch_size=8)
+    assert found["clotho"] == {
+        "about": found["clotho"]["about"],
+        "kind": "retrieval",
+        "source": {
+            "name": "clotho",
+            "kind": "tfds",
+            "dataset": "clotho",
+            "split": "evaluation",
+            "data_dir": str(tmp_path),
+        },
+        "protocol": "laion5",
+        "official": {"clips": 1045, "clotho_split": "evaluation"},
+        "accept": (),
+        "batch_size": 8,
+        "draws": 50,
+    }
+    assert found["clotho"]["about"]["published"]["MS23 t2a_R@1"] == 0.157
+    assert found["esc50"]["source"]["split"] == "all"
+    # Two prompts on one data set: its sounds are heard once.
+    assert found["esc50"]["source"] == found["esc50_laion"]["source"]
+    assert found["esc50"]["templates"] != found["esc50_laion"]["templates"]
+    assert found["fsd50k"]["reason"] == (
+        f"fsd50k in {tmp_path} has no split test (there: train)"
+    )
+    fold = suite.sections("msclap", data_dir=str(tmp_path), tasks=["esc50"], fold=4)
+    assert fold["esc50"]["source"]["split"] == "fold4"
+
+
+def test_where_data_sets_are_by_default(tmp_path, monkeypatch):
+    prepared(tmp_path, "sesa", "test")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    found = suite.sections("msclap", tasks=["sesa", "ravdess"])
+    assert list(found) == ["sesa", "ravdess"]
+    assert found["sesa"]["source"]["data_dir"] == str(tmp_path)
+    assert found["ravdess"]["kind"] == "absent"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"suite": "msclip"}, "unknown suite 'msclip' .did you mean 'msclap"),
+        ({"tasks": ["esc"]}, "unknown task 'esc'"),
+        ({"sources": {"esc": {"kind": "manifest"}}}, "unknown task in sources 'esc'"),
+        ({"tasks": ["esc50"], "fold": 6}, "esc50 has the folds 1 to 5, no fold 6"),
+    ],
+)
+def test_unknown_names(arguments, message):
+    with pytest.raises(config_lib.ConfigError, match=message):
+        suite.sections(**arguments)
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """A table of ten labelled sounds, and the file that gives ESC-50 this source."""
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    rows = ["filename,category,fold"]
+    for number in range(10):
+        wave = np.random.default_rng(number).normal(size=1600) / 10
+        soundfile.write(folder / f"{number}.wav", wave, 16_000)
+        rows.append(f"{number}.wav,{'dog' if number % 2 else 'rain'},{number % 5 + 1}")
+    (folder / "esc50.csv").write_text("\n".join(rows))
+    path = tmp_path / "sources.json"
+    source = {
+        "kind": "manifest",
+        "path": str(folder / "esc50.csv"),
+        "label_column": "category",
+    }
+    path.write_text(json.dumps({"esc50": source}))
+    return path
+
+
+def test_tasks_on_other_sources(tables):
+    """A table in place of the prepared data set; the task's classes are still asked for."""
+    sources = suite.read_sources(str(tables))
+    section = suite.sections(tasks=["esc50"], sources=sources)["esc50"]
+    own = {"name": "esc50"} | sources["esc50"]
+    assert section["source"] == own
+    del own["name"], own["kind"]
+    source = build_source("manifest", "esc50", own)
+    kept = ("templates", "official", "accept", "draws")
+    options = {name: section[name] for name in kept}
+    with pytest.raises(ValueError, match="it has 2 classes, the task has 50"):
+        build_evaluator("zeroshot", source, options)
+    options["accept"] = ("classes",)
+    result = build_evaluator("zeroshot", source, options).run(FakeEncoder())
+    assert result.protocol["official"] == {"clips": 2000, "classes": 50}
+    assert "zeroshot_acc" in result.intervals
+    sources["esc50"]["path"] += ".gone"
+    section = suite.sections(tasks=["esc50"], sources=sources)["esc50"]
+    assert section["kind"] == "absent" and ".gone" in section["reason"]
+    assert "prepare" not in section
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file"),
+        ("{", "sources=.*Expecting"),
+        ("[]", "expected {task: source}"),
+        ('{"esc50": "a.csv"}', "found 'esc50': 'a.csv'"),
+        ('{"esc50": {"path": "a.csv"}}', "each source a table with kind"),
+    ],
+)
+def test_bad_files_of_sources(tmp_path, text, message):
+    path = tmp_path / "sources.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(config_lib.ConfigError, match=message):
+        suite.read_sources(str(path))
+
+
+def test_patterns_and_urls_are_taken_to_be_there():
+    for path in ("gs://bucket/x.csv", "shards/*.tar", "shards/{0..3}.tar"):
+        assert suite.what_is_missing({"kind": "laion_tar", "path": path}) == ""
+    assert suite.what_is_missing({"kind": "synthetic"}) == ""
