@@ -109,13 +109,13 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 LIGHT = """--ink: #1c2430; --muted: #5b6675; --line: #e3e7ed; --page: #f3f5f8;
-  --panel: #ffffff; --head: #f8f9fb; --blue: #2463c9; --orange: #c9621a; --green: #17694f;
-  --violet: #8250b8; --red: #b8304d; --olive: #7a6a2c; --tint: #e7effb;
-  --warn: #fff3e2; --warn-line: #d98a2b; --shadow: 0 1px 2px rgb(20 30 50 / 5%);"""
+  --panel: #ffffff; --head: #f8f9fb; --blue: #2463c9; --orange: #c9621a;
+  --green: #17694f; --violet: #8250b8; --red: #b8304d; --olive: #7a6a2c;
+  --tint: #e7effb; --warn: #fff3e2; --warn-line: #d98a2b; --shadow: 0 1px 2px rgb(20 30 50 / 5%);"""
 DARK = """--ink: #e4e9f0; --muted: #98a4b5; --line: #2b3440; --page: #10151c;
-  --panel: #171e27; --head: #1c2430; --blue: #6fa3f7; --orange: #f0a065; --green: #5cc8a2;
-  --violet: #bd98e8; --red: #f08098; --olive: #cdbb72; --tint: #1d2c45;
-  --warn: #33240f; --warn-line: #d98a2b; --shadow: none;"""
+  --panel: #171e27; --head: #1c2430; --blue: #6fa3f7; --orange: #f0a065;
+  --green: #5cc8a2; --violet: #bd98e8; --red: #f08098; --olive: #cdbb72;
+  --tint: #1d2c45; --warn: #33240f; --warn-line: #d98a2b; --shadow: none;"""
 
 STYLE = (
     f":root {{ color-scheme: light dark; {LIGHT} }}\n"
@@ -136,15 +136,17 @@ section { margin-top: 2.8rem; scroll-margin-top: 1rem; }
 section section { margin-top: 0; }
 a { color: var(--blue); }
 nav a.tile { border-radius: 12px; padding: 0.8rem 1.1rem 0.9rem; }
-nav ul { display: flex; flex-wrap: wrap; gap: 0.45rem; list-style: none; margin: 1.4rem 0 0;
-  padding: 0; }
+nav ul { display: flex; flex-wrap: wrap; gap: 0.45rem; list-style: none;
+  margin: 1.4rem 0 0; padding: 0; }
 nav a { display: block; padding: 0.18rem 0.75rem; border: 1px solid var(--line);
-  border-radius: 99px; background: var(--panel); text-decoration: none; font-size: 0.87rem; }
+  border-radius: 99px; background: var(--panel); text-decoration: none;
+  font-size: 0.87rem; }
 nav a:hover, a.tile:hover { border-color: var(--blue); }
 .tiles { display: grid; gap: 0.9rem; margin-top: 1.4rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 190px), 1fr)); }
 .tile { padding: 0.8rem 1.1rem 0.9rem; color: inherit; text-decoration: none; }
-.tile b { display: block; font-size: 1.75rem; line-height: 1.25; letter-spacing: -0.02em; }
+.tile b { display: block; font-size: 1.75rem; line-height: 1.25;
+  letter-spacing: -0.02em; }
 .tile span { display: block; font-size: 0.82rem; color: var(--muted); }
 dl { display: flex; flex-wrap: wrap; gap: 0.55rem 2rem; margin: 0 0 1.2rem; }
 dt { font-size: 0.78rem; color: var(--muted); }
@@ -172,7 +174,8 @@ tbody tr:hover > * { background: color-mix(in srgb, var(--tint) 45%, transparent
 .difference.better { color: var(--green); font-weight: 600; }
 .difference.worse { color: var(--red); font-weight: 600; }
 details { margin-top: 1rem; }
-summary { cursor: pointer; color: var(--blue); margin-bottom: 0.6rem; width: fit-content; }
+summary { cursor: pointer; color: var(--blue); margin-bottom: 0.6rem;
+  width: fit-content; }
 details dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.25rem 1.4rem;
   font-size: 0.87rem; }
 details dl div { display: contents; }
@@ -180,7 +183,8 @@ details dt { font-size: inherit; }
 .best { font-weight: 700; color: var(--blue); }
 .best span { font-weight: 400; }
 .bar { display: inline-block; width: 5.5rem; height: 0.55rem; margin-right: 0.7rem;
-  border-radius: 99px; background: var(--line); overflow: hidden; vertical-align: middle; }
+  border-radius: 99px; background: var(--line); overflow: hidden;
+  vertical-align: middle; }
 .bar + span { display: inline-block; min-width: 4.2em; }
 .bar i { display: block; height: 100%; border-radius: 99px; background: var(--blue); }
 th button { all: unset; cursor: pointer; }
@@ -228,7 +232,8 @@ audio { display: block; width: 100%; height: 2.3rem; margin: 0.4rem 0 0.15rem; }
   h1 { font-size: 1.5rem; }
   th, td { padding: 0.45rem 0.65rem; }
   .bar { display: none; }
-  figure svg { max-width: none; min-width: 100%; max-height: 24rem; width: auto !important; }
+  figure svg { max-width: none; min-width: 100%; max-height: 24rem;
+    width: auto !important; }
 }
 @media print {
   body { background: none; font-size: 10.5pt; }
@@ -247,8 +252,8 @@ audio { display: block; width: 100%; height: 2.3rem; margin: 0.4rem 0 0.15rem; }
 """.strip()
 )
 
-# Tables sort by a click on a heading; print shows what is folded; of several sounds only
-# the last one started plays.
+# Tables sort by a click on a heading; print shows what is folded; of several sounds
+# only the last one started plays.
 SCRIPT = """
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
@@ -260,11 +265,14 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const down = head.getAttribute("aria-sort") !== "descending";
       heads.forEach(other => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const value = row => row.cells[column].dataset.value ?? row.cells[column].innerText;
+      const value = row =>
+        row.cells[column].dataset.value ?? row.cells[column].innerText;
       const order = (a, b) => value(a).localeCompare(value(b), "en", { numeric: true });
-      const numbers = [...body.rows].every(row => !isNaN(parseFloat(value(row))));
-      const compare = numbers ? (a, b) => parseFloat(value(a)) - parseFloat(value(b)) : order;
-      body.append(...[...body.rows].sort((a, b) => down ? compare(b, a) : compare(a, b)));
+      const number = row => parseFloat(value(row).replaceAll(",", ""));
+      const numbers = [...body.rows].every(row => !isNaN(number(row)));
+      const compare = numbers ? (a, b) => number(a) - number(b) : order;
+      const sorted = [...body.rows].sort(compare);
+      body.append(...(down ? sorted.reverse() : sorted));
     });
   });
 }
