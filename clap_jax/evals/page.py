@@ -111,7 +111,8 @@ def write(path: Path, content: str | bytes) -> Path:
 LIGHT = """--ink: #1c2430; --muted: #5b6675; --line: #e3e7ed; --page: #f3f5f8;
   --panel: #ffffff; --head: #f8f9fb; --blue: #2463c9; --orange: #c9621a;
   --green: #17694f; --violet: #8250b8; --red: #b8304d; --olive: #7a6a2c;
-  --tint: #e7effb; --warn: #fff3e2; --warn-line: #d98a2b; --shadow: 0 1px 2px rgb(20 30 50 / 5%);"""
+  --tint: #e7effb; --warn: #fff3e2; --warn-line: #d98a2b;
+  --shadow: 0 1px 2px rgb(20 30 50 / 5%);"""
 DARK = """--ink: #e4e9f0; --muted: #98a4b5; --line: #2b3440; --page: #10151c;
   --panel: #171e27; --head: #1c2430; --blue: #6fa3f7; --orange: #f0a065;
   --green: #5cc8a2; --violet: #bd98e8; --red: #f08098; --olive: #cdbb72;
