@@ -170,10 +170,10 @@ def default() -> ConfigDict:
     config.augment = ConfigDict()
 
     # --- evaluation ------------------------------------------------------------
-    # name -> {"kind": retrieval | zeroshot | absent, "source": {...}, "every_steps": 0 (only at
-    # the end), "batch_size": ..., "crop_seed": random crops of longer clips, as some
-    # references take them, in place of the middle; "about": what the results shall say of
-    # it; options of the kind}. Kind absent is listed with its reason and not done.
+    # name -> {"kind": retrieval | zeroshot | absent (listed with its reason, not done),
+    # "source": {...}, "every_steps": 0 (only at the end), "batch_size": ..., "crop_seed":
+    # random crops of longer clips, as some references take them, in place of the middle;
+    # "about": what the results shall say of the task; options of the kind}
     config.evals = ConfigDict()
 
     # --- checkpoints and logs --------------------------------------------------

@@ -83,6 +83,7 @@ def means(
         weights: float32 [n, D].
         clip_of: int [m], the clip of every value; by default they are those of clips.
     """
+    values = np.asarray(values, np.float64)
     if clip_of is None:
         return values @ weights / weights.sum(axis=0)
     clips = len(weights)

@@ -35,7 +35,7 @@ _PROMPTS = {
 }
 _TEST = {"split": "the published test split"}
 WHOLE = {"split": "all clips: the authors publish no split (here)"}
-FOLDS = {"split": "all folds (MS-CLAP, issue 31)"}
+FOLDS = {"split": "all folds (microsoft/CLAP, issue 31)"}
 
 _FAMILIES = "bass brass flute guitar keyboard mallet organ reed string synth_lead vocal"
 _QUALITIES = (

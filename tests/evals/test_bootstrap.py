@@ -78,7 +78,7 @@ def test_means_and_medians_of_captions_go_with_their_clip(captions):
 
     found = bootstrap.means(best <= 3, weights, clip_of)
     expected = one_by_one(15, lambda which: np.mean(taken(which) <= 3))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     found = bootstrap.median_ranks(best, weights, clip_of)
     expected = one_by_one(15, lambda which: scores.median_rank(taken(which)))
     assert found.tolist() == expected

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import clap_jax
 from clap_jax import checkpoint
 from clap_jax import config as config_lib
 from clap_jax.train import experiment, loop
@@ -28,7 +29,8 @@ def suite(**changes):
 def test_a_checkpoint_is_evaluated_where_there_is_no_run(run, tmp_path):
     """The same numbers as its own run gives, from the run and from an export."""
     expected = json.loads((run / "results.json").read_text())["evals"]["kinds"]
-    for number, where in enumerate([run, run / "checkpoints" / "2"]):
+    clap_jax.load(run).save(tmp_path / "export")
+    for number, where in enumerate([run / "checkpoints" / "2", tmp_path / "export"]):
         workdir = tmp_path / str(number)
         loop.evaluate(suite(init_from=str(where)), workdir)
         found = json.loads((workdir / "results.json").read_text())
