@@ -4,12 +4,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Clap", "convert", "dropin", "embed", "export", "load"]
+__all__ = ["Clap", "convert", "dropin", "embed", "export", "load", "mteb"]
 
-_MODULES = ("convert", "dropin", "embed", "export")
+_MODULES = ("convert", "dropin", "embed", "export", "mteb")
 
 if TYPE_CHECKING:
-    from clap_jax import convert, dropin, embed, export
+    from clap_jax import convert, dropin, embed, export, mteb
     from clap_jax.api import Clap, load
 
 

@@ -1,4 +1,6 @@
-"""The command line: `clap-jax embed | classify | convert`, or `python -m clap_jax.cli`.
+"""The command line: `clap-jax embed | classify | convert | compare`.
+
+Also `python -m clap_jax.cli`.
 
 Exit status: 0 when there is a result, 1 when there is none, 2 for a command that cannot
 be understood, 130 when it was stopped with Ctrl-C.
@@ -66,11 +68,16 @@ def fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def make_parser(with_convert: bool) -> Parser:
-    """The whole command line; `convert` brings its own options, which need imports."""
+def make_parser(command: str = "") -> Parser:
+    """The whole command line.
+
+    command: `convert` and `compare` bring their own options, which need imports; this
+    one has them.
+    """
     parser = Parser(
         prog="clap-jax",
-        description="Language-audio models: embed and classify, convert weights.",
+        description="Language-audio models: embed and classify, convert weights, compare "
+        "results.",
         epilog="clap-jax COMMAND --help says what a command takes.",
     )
     parser.add_argument("--version", action="version", version=clap_jax.__version__)
@@ -80,11 +87,17 @@ def make_parser(with_convert: bool) -> Parser:
     _add_embed(commands)
     _add_classify(commands)
     convert = commands.add_parser("convert", help="weights between systems, both ways")
-    if with_convert:
+    if command == "convert":
         from clap_jax.convert import __main__ as converter
 
         converter.add_arguments(convert)
         convert.set_defaults(run=converter.run)
+    comparison = commands.add_parser("compare", help="results of models side by side")
+    if command == "compare":
+        from clap_jax.evals import compare
+
+        compare.add_arguments(comparison)
+        comparison.set_defaults(run=compare.run)
     return parser
 
 
@@ -354,7 +367,7 @@ class Progress:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status, or ends with it for wrong usage."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser = make_parser(with_convert="convert" in arguments[:1])
+    parser = make_parser(next(iter(arguments), ""))
     options = parser.parse_args(arguments)
     run: Callable[[argparse.Namespace], int | None] = options.run
     try:

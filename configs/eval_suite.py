@@ -14,6 +14,7 @@ clap_jax/evals/tasks.py.
     sources=FILE.json       {"esc50": {"kind": "manifest", "path": ..., "label_column": ...}}:
                             data of other kinds, or elsewhere, for tasks of the table
     fold=4                  one fold of sets that have some: for models trained on the rest
+    crop_seed=1             random crops of longer clips, as the papers' scripts take them
     accept=repeated_audio   go on in spite of a known trap (clap_jax/evals/traps.py)
     draws=1000              of the bootstrap that gives the intervals; batch_size=64
 """
@@ -32,6 +33,7 @@ def get_config(argument=None):
         sources="",
         fold=0,
         accept="",
+        crop_seed=-1,
         draws=1000,
         batch_size=64,
         smoke=False,
@@ -46,6 +48,7 @@ def get_config(argument=None):
         sources=sources,
         fold=options.fold,
         accept=_words(options.accept),
+        crop_seed=options.crop_seed if options.crop_seed >= 0 else None,
         batch_size=options.batch_size,
         draws=options.draws,
     )

@@ -26,7 +26,7 @@ ROWS = [
     {"evals", "convert"},
     {"train", "embed", "export"},
     {"api"},
-    {"main", "cli", "dropin", "demo"},
+    {"main", "cli", "dropin", "demo", "mteb"},
 ]
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}
 

@@ -52,18 +52,52 @@ class Remembering:
 
 
 @dataclass(frozen=True)
+class Miss:
+    """A wrong answer, for people to read and hear.
+
+    Attributes:
+        direction: "t2a" (the query is a caption), "a2t" (a clip), or "" (a clip whose
+            class is asked for).
+        clip: position in the source of the clip that the question is about.
+        truth: what is right: its caption, or its class or classes.
+        found: what the model put first: a caption or a class.
+        found_clip: position of the clip that was put first, or that `found` describes;
+            None where the answer is a class.
+        rank: of the best right answer, from 1.
+        similarity: cosine of the query with that answer.
+        found_similarity: cosine of the query with what was put first.
+    """
+
+    direction: str
+    clip: int
+    truth: str
+    found: str
+    found_clip: int | None
+    rank: int
+    similarity: float
+    found_similarity: float
+
+
+@dataclass(frozen=True)
 class Result:
     """The outcome of one evaluation.
 
     Attributes:
         metrics: name -> number; shares are between 0 and 1.
         arrays: what plots need: `similarity`, `recall_t2a`, `recall_a2t`, `confusion`,
-            `average_precision`.
-        labels: names that belong to the axes of arrays: `captions`, `classes`.
+            `average_precision`, `prompt_scores`.
+        labels: names that belong to the axes of arrays: `captions`, `classes`,
+            `prompts`.
         protocol: how the numbers were made (source, number of clips and captions,
             templates, ...), so that they can be compared with others; JSON values only.
         intervals: metric -> (low, high), in which it lies with 95 % confidence
             (`clap_jax.evals.bootstrap`); counts have none.
+        misses: the worst answers, worst first.
+        per_clip: metric -> float64 [n, 2], what each clip adds to the sum and to the
+            count of a metric that is a mean over queries: the quotient of the two sums
+            is the metric.
+        clips: positions int64 [n] in the source of the clips that could be read, in
+            the order of `per_clip`.
     """
 
     metrics: dict[str, float]
@@ -71,6 +105,9 @@ class Result:
     labels: dict[str, list[str]] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    misses: tuple[Miss, ...] = ()
+    per_clip: dict[str, np.ndarray] = field(default_factory=dict)
+    clips: np.ndarray | None = None
 
 
 def encode_audio(encoder: Encoder, source: "Source") -> tuple[np.ndarray, np.ndarray]:

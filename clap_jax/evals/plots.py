@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clap_jax.evals import svg
 from clap_jax.evals.base import Result
 
 INK, MUTED, GRID = "#1f2733", "#66707f", "#e6e9ee"
@@ -36,11 +37,13 @@ HEADLINES = {
 
 
 class Plot(NamedTuple):
-    """A written figure: its file, the evaluation it belongs to ("" = training)."""
+    """A figure: its file, its evaluation ("" = training), the array, and as SVG."""
 
     path: Path
     group: str
+    kind: str
     title: str
+    svg: str
 
 
 def plot_all(
@@ -79,7 +82,9 @@ def plot_all(
     for group, kind, title, figure in figures:
         path = folder / f"{_file_name(group or 'train')}_{kind.split('_')[0]}.png"
         _save(figure, path)
-        plots.append(Plot(path, group, title))
+        label = f"{group}: {title}" if group else title
+        drawn = svg.inline(figure, label, f"figure{len(plots)}")
+        plots.append(Plot(path, group, kind, title, drawn))
     return plots
 
 
@@ -250,10 +255,9 @@ def confusion_figure(name: str, result: Result):
     totals = counts.sum(axis=1)
     shares = 100 * counts / np.maximum(totals, 1)[:, None]
     title = f"{name}: confusion of classes"
-    if len(classes) > LABELLED_CLASSES:
-        recall = np.where(totals > 0, np.diag(shares), np.inf)
-        hardest = np.sort(np.argsort(recall, kind="stable")[:LABELLED_CLASSES])
-        title += f"\n(the {LABELLED_CLASSES} hardest of {len(classes)})"
+    hardest = hardest_classes(counts)
+    if len(hardest) < len(classes):
+        title += f"\n(the {len(hardest)} hardest of {len(classes)})"
         shares, counts = (x[np.ix_(hardest, hardest)] for x in (shares, counts))
         classes = [classes[i] for i in hardest]
     size = len(classes)
@@ -281,6 +285,16 @@ def confusion_figure(name: str, result: Result):
             axes.text(column, row, text, color=colour, **centre)
     _colour_bar(figure, axes, image, "share of the true class (%)")
     return figure
+
+
+def hardest_classes(confusion: np.ndarray) -> np.ndarray:
+    """The 50 classes with the lowest recall, int64, ascending; all if they are fewer.
+
+    Classes without a clip come last.
+    """
+    totals = confusion.sum(axis=1)
+    recall = np.where(totals > 0, np.diag(confusion) / np.maximum(totals, 1), np.inf)
+    return np.sort(np.argsort(recall, kind="stable")[:LABELLED_CLASSES])
 
 
 def average_precision_figure(name: str, result: Result):

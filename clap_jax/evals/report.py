@@ -1,108 +1,42 @@
-"""Results for people: a table on the terminal, results.json, report.html."""
+"""Results for people and programs: results.json, per_clip.npz, report.html.
 
-import base64
-import html
+    python -m clap_jax.main --mode=eval --config=... --workdir=DIR
+
+and the end of training write them into the workdir. `clap_jax.evals.compare` puts
+several side by side.
+"""
+
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clap_jax.evals import plots
+import numpy as np
+
+from clap_jax.evals import details, page, plots, tables
 from clap_jax.evals.base import Result
+from clap_jax.evals.excerpts import Excerpts
+from clap_jax.evals.tables import print_table
 
-ABSENT = "Not evaluated"
-DIRECTIONS = {"t2a": "text → audio", "a2t": "audio → text"}
-NAMES = {
-    "zeroshot_acc": "accuracy",
-    "zeroshot_top5": "top-5 accuracy",
-    "zeroshot_mAP": "mAP",
-    "median_rank": "median rank",
-    "bad_clips": "bad clips",
-}
+if TYPE_CHECKING:
+    from clap_jax.pipeline.sources import Source
 
+__all__ = ["print_table", "write_report", "write_results"]
 
-def table_rows(
-    results: Mapping[str, Result],
-) -> tuple[list[str], list[tuple[str, str, dict[str, str]]]]:
-    """All metrics as text, one row an evaluation and direction.
-
-    Returns:
-        The columns in order of first use, and rows (evaluation, direction or "",
-        column -> text). A metric without direction stands in the first row of its
-        evaluation.
-    """
-    rows: list[tuple[str, str, dict[str, str]]] = []
-    columns: dict[str, None] = {}
-    for name, result in results.items():
-        own: dict[str, dict[str, str]] = {}
-        for metric, value in result.metrics.items():
-            prefix, _, rest = metric.partition("_")
-            directed = prefix in DIRECTIONS
-            direction = DIRECTIONS[prefix] if directed else next(iter(own), "")
-            column = rest if directed else metric
-            column = NAMES.get(column, column)
-            own.setdefault(direction, {})[column] = format_value(metric, value)
-            columns[column] = None
-        rows += [(name, direction, cells) for direction, cells in own.items()]
-    # What went wrong stands last, whatever evaluation brought it first.
-    ordered = [c for c in columns if c != NAMES["bad_clips"]]
-    return ordered + [c for c in columns if c == NAMES["bad_clips"]], rows
-
-
-def format_value(metric: str, value: float) -> str:
-    """Shares as percent with one decimal, ranks and counts as whole numbers."""
-    if metric.endswith(("rank", "_clips")):
-        return f"{value:,.0f}"
-    if "R@" in metric or "mAP" in metric or metric.endswith(("acc", "top5")):
-        return f"{100 * value:.1f} %"
-    return f"{value:.4g}"
-
-
-def print_table(results: Mapping[str, Result], console=None) -> None:
-    """Prints one table a kind of evaluation.
-
-    Args:
-        results: evaluation name -> result.
-        console: a `rich.console.Console`; by default one on standard output.
-    """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = console or Console()
-    results, absent = _divided(results)
-    for kind, members in _by_kind(results).items():
-        columns, rows = table_rows(members)
-        directed = any(direction for _, direction, _ in rows)
-        look = {"box": box.SIMPLE_HEAD, "title_justify": "left", "padding": 0}
-        table = Table(title=kind, **look)
-        table.add_column("evaluation", overflow="fold")
-        if directed:
-            table.add_column("direction", no_wrap=True)
-        for column in columns:
-            table.add_column(column, justify="right")
-        last = None
-        for name, direction, cells in rows:
-            row = [name if name != last else "", *([direction] if directed else [])]
-            row += [cells.get(column, "") for column in columns]
-            # Text, not str: rich would read "[...]" in a name as markup.
-            table.add_row(*map(Text, row))
-            last = name
-        console.print(table)
-    if absent:
-        look = {"box": box.SIMPLE_HEAD, "title_justify": "left", "padding": 0}
-        table = Table("evaluation", "reason", "what to do", title=ABSENT, **look)
-        for name, protocol in absent.items():
-            row = (name, protocol["reason"], protocol.get("prepare", ""))
-            table.add_row(*map(Text, row))
-        console.print(table)
+RESULTS, PER_CLIP, REPORT = "results.json", "per_clip.npz", "report.html"
+TILES = 8
+"""So many evaluations at most have their headline number at the top."""
+MISSES_SHOWN = 6
+"""Cards of worst answers for each evaluation and direction."""
 
 
 def write_results(
-    folder: Path | str, results: Mapping[str, Result], context: Mapping[str, Any]
+    folder: Path | str,
+    results: Mapping[str, Result],
+    context: Mapping[str, Any],
 ) -> Path:
-    """Writes results.json: numbers and how they were made.
+    """Writes results.json, numbers and how they were made, and per_clip.npz beside it.
 
     Args:
         folder: made if missing.
@@ -112,27 +46,53 @@ def write_results(
 
     Returns:
         The path of the file: `{"context": ..., "evals": {name: {"metrics": ...,
-        "intervals": {metric: [low, high]}, "protocol": ...}}}`.
+        "intervals": {metric: [low, high]}, "protocol": ..., "prompts": {prompt: score},
+        "classes": {class: score}}}}`, the last two where there are some. per_clip.npz
+        has `<name>/clips` and `<name>/<metric>`, `clips` and `per_clip` of the result.
 
     Raises:
         ValueError: a metric is NaN or infinite.
         TypeError: a value in `context` has no JSON form.
     """
+    folder = Path(folder)
     content = {
         "context": dict(context),
-        "evals": {
-            name: {
-                "metrics": result.metrics,
-                "intervals": result.intervals,
-                "protocol": result.protocol,
-            }
-            for name, result in results.items()
-        },
+        "evals": {name: _entry(result) for name, result in results.items()},
     }
     text = json.dumps(
         content, indent=2, ensure_ascii=False, allow_nan=False, default=_plain
     )
-    return _write(Path(folder) / "results.json", text + "\n")
+    page.write(folder / PER_CLIP, _per_clip(results))
+    return page.write(folder / RESULTS, text + "\n")
+
+
+def _entry(result: Result) -> dict[str, Any]:
+    entry = {
+        "metrics": result.metrics,
+        "intervals": result.intervals,
+        "protocol": result.protocol,
+    }
+    if "prompt_scores" in result.arrays:
+        scores = result.arrays["prompt_scores"].tolist()
+        entry["prompts"] = dict(zip(result.labels["prompts"], scores, strict=True))
+    classes = {
+        row.name: row.accuracy
+        if row.average_precision is None
+        else row.average_precision
+        for row in details.class_rows(result)
+    }
+    return entry | ({"classes": classes} if classes else {})
+
+
+def _per_clip(results: Mapping[str, Result]) -> bytes:
+    arrays = {}
+    for name, result in results.items():
+        if result.clips is not None and result.per_clip:
+            arrays[f"{name}/clips"] = result.clips
+            arrays |= {f"{name}/{key}": rows for key, rows in result.per_clip.items()}
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
 
 
 def write_report(
@@ -141,8 +101,12 @@ def write_report(
     metrics_jsonl_path: Path | str | None = None,
     context: Mapping[str, Any] | None = None,
     title: str = "Evaluation report",
+    sources: Mapping[str, "Source"] | None = None,
 ) -> Path:
     """Writes plots/*.png and report.html, one file with everything inside.
+
+    The page asks nothing of any network. Sounds in it take at most
+    `excerpts.BUDGET_BYTES`; beyond that, worst answers come without.
 
     Args:
         folder: made if missing.
@@ -150,6 +114,7 @@ def write_report(
         metrics_jsonl_path: the log of training, if there is one.
         context: what holds for all evaluations (model, step, crop, ...), shown as text.
         title: the heading.
+        sources: evaluation name -> its clips, so that worst answers can be heard.
 
     Returns:
         The path of report.html.
@@ -157,109 +122,72 @@ def write_report(
     Raises:
         ValueError: a broken line in the log.
     """
-    folder = Path(folder)
-    results, absent = _divided(results)
+    folder, sources = Path(folder), sources or {}
+    results, absent = tables.divided(results)
     figures = plots.plot_all(folder / "plots", results, metrics_jsonl_path)
-    sections = [_facts(context)] if context else []
-    sections += [
-        f"<h2>{html.escape(kind)}</h2>\n{_html_table(members)}"
-        for kind, members in _by_kind(results).items()
-    ]
-    sections += [_absent_table(absent)] if absent else []
-    for group in ["", *results]:
-        own = [figure for figure in figures if figure.group == group]
-        protocol = results[group].protocol if group else {}
-        if own or protocol:
-            sections.append(
-                f"<h2>{html.escape(group or 'Training')}</h2>\n{_facts(protocol)}\n"
-                f'<div class="figures">{"".join(map(_html_figure, own))}</div>'
-            )
-    page = PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(sections))
-    return _write(folder / "report.html", page)
+    anchors: dict[str, str] = {}
+    for name in results:
+        anchors[name] = page.anchor(f"eval {name}", anchors.values())
+    parts = [page.facts(context or {})]
+    training = [figure for figure in figures if not figure.group]
+    few = len(results) <= TILES
+    parts.append(_tiles(results, anchors) if few else "")
+    marks = {} if few else {mark: name for name, mark in anchors.items()}
+    marks |= {"absent": tables.ABSENT} if absent else {}
+    marks |= {"training": "Training"} if training else {}
+    parts.append(page.links(marks))
+    for kind, members in tables.by_kind(results).items():
+        parts.append(page.section(kind, tables.metrics_table(members, anchors)))
+    if any(result.intervals for result in results.values()):
+        parts.append('<p class="small">Small numbers: 95 % confidence intervals.</p>')
+    if absent:
+        table = tables.absent_table(absent)
+        parts.append(page.section(tables.ABSENT, table, anchor="absent"))
+    parts += _evaluations(results, figures, anchors, sources)
+    if training:
+        drawn = details.figures(training)
+        parts.append(page.section("Training", drawn, anchor="training"))
+    body = "\n".join(filter(None, parts))
+    subtitle = "Evaluation report" if title != "Evaluation report" else ""
+    return page.write(folder / REPORT, page.page(title, body, subtitle))
 
 
-def _divided(
-    results: Mapping[str, Result],
-) -> tuple[dict[str, Result], dict[str, dict[str, Any]]]:
-    """Evaluations that were done, and the protocols of those that are absent."""
-    absent = {
-        name: result.protocol
-        for name, result in results.items()
-        if result.protocol.get("kind") == "absent"
-    }
-    return {name: results[name] for name in results if name not in absent}, absent
-
-
-def _by_kind(results: Mapping[str, Result]) -> dict[str, dict[str, Result]]:
-    """Evaluations that share their columns, under a heading."""
-    headings = {"retrieval": "Retrieval", "zeroshot": "Zero-shot classification"}
-    kinds: dict[str, dict[str, Result]] = {}
+def _tiles(results: Mapping[str, Result], anchors: Mapping[str, str]) -> str:
+    """The headline number of every evaluation."""
+    found = []
     for name, result in results.items():
-        kind = result.protocol.get("kind", "")
-        kinds.setdefault(headings.get(kind, "Results"), {})[name] = result
-    return kinds
+        metric = tables.headline(list(result.metrics))
+        if metric:
+            value = tables.format_value(metric, result.metrics[metric])
+            interval = tables.format_interval(metric, result.intervals.get(metric))
+            what = tables.metric_name(metric)
+            found.append((anchors[name], name, value, what, interval))
+    return page.tiles(found) if found else ""
 
 
-def _html_table(results: Mapping[str, Result]) -> str:
-    columns, rows = table_rows(results)
-    directed = any(direction for _, direction, _ in rows)
-    heads = ["evaluation", *(["direction"] if directed else []), *columns]
-    lines = ["<tr>" + "".join(f"<th>{html.escape(h)}</th>" for h in heads) + "</tr>"]
-    last = None
-    for name, direction, cells in rows:
-        texts = [name if name != last else "", *([direction] if directed else [])]
-        texts += [cells.get(column, "") for column in columns]
-        cells_html = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
-        place = "more" if name == last else "first"
-        lines.append(f'<tr class="{place}">{cells_html}</tr>')
-        last = name
-    kind = "directed" if directed else "plain"
-    table = f'<table class="{kind}">' + "\n".join(lines) + "</table>"
-    return f'<div class="scroll">{table}</div>'
-
-
-def _absent_table(absent: Mapping[str, Mapping[str, Any]]) -> str:
-    """What was not evaluated, why, and what would help."""
-    rows = [("evaluation", "reason", "what to do")] + [
-        (name, said["reason"], said.get("prepare", "")) for name, said in absent.items()
-    ]
-    lines = []
-    for number, row in enumerate(rows):
-        cell = "td" if number else "th"
-        cells = "".join(f"<{cell}>{html.escape(text)}</{cell}>" for text in row)
-        lines.append(f'<tr class="first">{cells}</tr>')
-    table = f'<table class="words">{"".join(lines)}</table>'
-    return f'<h2>{ABSENT}</h2>\n<div class="scroll">{table}</div>'
-
-
-def _html_figure(figure: plots.Plot) -> str:
-    data = base64.b64encode(figure.path.read_bytes()).decode("ascii")
-    text = html.escape(
-        f"{figure.group}: {figure.title}" if figure.group else figure.title
-    )
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"></figure>'
-
-
-def _facts(facts: Mapping[str, Any]) -> str:
-    """Names and values on one flowing line."""
-    items = "".join(
-        f"<div><dt>{html.escape(str(key).replace('_', ' '))}</dt>"
-        f"<dd>{html.escape(_fact_text(value))}</dd></div>"
-        for key, value in facts.items()
-    )
-    return f"<dl>{items}</dl>" if items else ""
-
-
-def _fact_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, (list, tuple)):
-        return " · ".join(map(_fact_text, value))
-    if isinstance(value, Mapping):
-        return " · ".join(f"{key} {_fact_text(item)}" for key, item in value.items())
-    return str(value)
+def _evaluations(
+    results: Mapping[str, Result],
+    figures: list[plots.Plot],
+    anchors: Mapping[str, str],
+    sources: Mapping[str, "Source"],
+) -> list[str]:
+    """The part of the page of every evaluation."""
+    misses = details.misses(results, sources, MISSES_SHOWN, Excerpts())
+    parts = []
+    for name, result in results.items():
+        # The page has the confusion as a table.
+        own = [f for f in figures if f.group == name and f.kind != "confusion"]
+        content = (
+            details.protocol(result.protocol),
+            details.figures(own),
+            details.confusion_table(result),
+            details.classes_table(result),
+            details.prompts_table(result),
+            misses.get(name, ""),
+        )
+        if any(content):
+            parts.append(page.section(name, *content, anchor=anchors[name]))
+    return parts
 
 
 def _plain(value: Any) -> Any:
@@ -271,59 +199,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"no JSON form for {type(value).__name__}: {value!r}")
-
-
-def _write(path: Path, text: str) -> Path:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-    return path
-
-
-STYLE = """
-:root { color-scheme: light; }
-body { margin: 0; background: #f4f6f9; color: #1f2733;
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
-h1 { font-size: 1.7rem; margin: 0 0 1rem; letter-spacing: -0.01em; }
-h2 { font-size: 1.15rem; margin: 2.4rem 0 0.8rem; }
-table, figure { background: #fff; border: 1px solid #e6e9ee; border-radius: 10px; }
-table { border-spacing: 0; width: 100%; overflow: hidden; }
-th, td { padding: 0.5rem 0.9rem; text-align: right; white-space: nowrap;
-  font-variant-numeric: tabular-nums; }
-th { font-weight: 600; font-size: 0.82rem; color: #66707f; background: #fafbfc; }
-tr.first td { border-top: 1px solid #e6e9ee; }
-th:first-child, td:first-child, .directed th:nth-child(2), .directed td:nth-child(2)
-  { text-align: left; }
-td:first-child { font-weight: 600; }
-.words td, .words th { text-align: left; white-space: normal; }
-.scroll { overflow-x: auto; }
-dl { display: flex; flex-wrap: wrap; gap: 0.5rem 2rem; margin: 0 0 1rem; }
-dt { font-size: 0.78rem; color: #66707f; }
-dd { margin: 0; overflow-wrap: anywhere; }
-.figures { display: grid; gap: 1rem; align-items: start;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }
-figure { margin: 0; padding: 0.5rem; text-align: center; }
-img { max-width: 100%; height: auto; }
-""".strip()
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{style}
-</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-{body}
-</main>
-</body>
-</html>
-"""

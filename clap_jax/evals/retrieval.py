@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from clap_jax import config as config_lib
-from clap_jax.evals import bootstrap, scores
+from clap_jax.evals import answers, bootstrap, scores
 from clap_jax.evals.base import Encoder, Result, encode_audio, encode_text
 from clap_jax.evals.traps import Traps
 
@@ -132,7 +132,8 @@ class Retrieval:
             Metrics as above. Arrays: `recall_t2a` and `recall_a2t`, float64 [k], recall
             at 1 ... min(50, clips); `similarity`, float32 [h, h], cosines of h <= 64
             clips spread over the source (columns) with the first caption of each
-            (rows). Labels: `captions` of these rows.
+            (rows). Labels: `captions` of these rows. And the worst answers, and what every
+            clip adds to recall and precision.
 
         Raises:
             ValueError: no clip could be read, embeddings are not finite, or the same
@@ -159,6 +160,14 @@ class Retrieval:
         shown = shown.round().astype(int)
         first_text = np.searchsorted(self.clip_of[used], clips[shown])
         depths = PROTOCOLS[self.protocol].depths
+        sides = answers.Sides(
+            za,
+            zt[asked],
+            clips,
+            [texts[i] for i in asked],
+            self.clip_of[used[asked]],
+            self.group,
+        )
         return Result(
             metrics={
                 **scores.retrieval_metrics(t2a, "t2a", depths),
@@ -177,6 +186,9 @@ class Retrieval:
                 {"t2a": np.searchsorted(clips, self.clip_of[used[asked]]), "a2t": None},
                 len(clips),
             ),
+            misses=answers.retrieval_misses(sides, t2a, a2t),
+            per_clip=answers.retrieval_per_clip(sides, t2a, a2t, depths),
+            clips=clips,
         )
 
     def _says(self, clips: int, captions: int) -> dict[str, Any]:

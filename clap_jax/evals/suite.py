@@ -23,6 +23,7 @@ def sections(
     sources: Mapping[str, Mapping[str, Any]] | None = None,
     fold: int = 0,
     accept: Sequence[str] = (),
+    crop_seed: int | None = None,
     batch_size: int = 64,
     draws: int = bootstrap.DRAWS,
 ) -> dict[str, dict[str, Any]]:
@@ -34,6 +35,7 @@ def sections(
     sources: task -> the section of its source, in place of the table's.
     fold: one fold of those data sets that have some, in place of all.
     accept: known traps that are no reason to refuse, from `traps.TRAPS`.
+    crop_seed: random crops of longer clips, as LAION's and MS-CLAP's scripts take them.
 
     Tasks whose data is not there, or that cannot be done yet, are entries of kind
     "absent". Raises ConfigError for unknown suites, tasks and sources of no task.
@@ -63,6 +65,7 @@ def sections(
             continue
         section |= {"kind": task.kind, "source": {"name": task.dataset} | source}
         section |= {"batch_size": batch_size, "draws": draws, **task.options}
+        section |= {} if crop_seed is None else {"crop_seed": crop_seed}
         numbers = {"clips": task.clips, "classes": task.classes}
         official = {name: number for name, number in numbers.items() if number}
         section["official"] = official | dict(task.options.get("official", {}))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clap_jax import config as config_lib
-from clap_jax.evals import bootstrap, scores
+from clap_jax.evals import answers, bootstrap, scores
 from clap_jax.evals.base import Encoder, Result, encode_audio, encode_text
 from clap_jax.evals.traps import Traps
 from clap_jax.text import descriptions as descriptions_lib
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clap_jax.pipeline.sources import Source
 
 TOP_DEPTH = 5
+EVALUATED = "as evaluated: {} sentences a class"
 
 METRICS = ("auto", "accuracy", "mAP", "f1")
 
@@ -123,6 +124,7 @@ class ZeroShot:
         official: Mapping[str, Any] | None = None,
         accept: Sequence[str] = (),
         draws: int = bootstrap.DRAWS,
+        compared_templates: str | Sequence[str] = "plain",
     ):
         """Reads all tags, so that a bad source fails before any training.
 
@@ -140,6 +142,8 @@ class ZeroShot:
             official: what the data should be, keys of `traps.OFFICIAL`.
             accept: known traps that are no reason to refuse, from `traps.TRAPS`.
             draws: of the bootstrap; 0 for no intervals.
+            compared_templates: templates that are tried one by one beside those of the
+                evaluation itself, to see how much hangs on the wording; may be empty.
 
         Raises:
             ValueError: empty source, a clip with no tag or with a tag outside the
@@ -167,13 +171,15 @@ class ZeroShot:
         if isinstance(descriptions, str):
             self.descriptions_file = Path(descriptions).name
             descriptions = descriptions_lib.read(descriptions)
-        described = [()] * len(self.labels)
+        self.described = [()] * len(self.labels)
         if descriptions is not None:
-            described = _described(descriptions, self.labels, self.names)
-        self.texts = [
-            prompts.sentences(self.templates, name, own)
-            for name, own in zip(self.names, described, strict=True)
-        ]
+            self.described = _described(descriptions, self.labels, self.names)
+        self.texts = self._texts(self.templates)
+        self.compared_templates = (
+            _templates(compared_templates, described=False)
+            if compared_templates
+            else ()
+        )
 
     def run(self, encoder: Encoder) -> Result:
         """Encodes clips and labels and compares.
@@ -181,7 +187,9 @@ class ZeroShot:
         Returns:
             Metrics as above. Arrays: `confusion`, int64 [C, C] (row = true class) or,
             multi-label, `average_precision`, float64 [C] (NaN: class without a clip).
-            Labels: `classes`.
+            `prompt_scores`, float64 [P], accuracy or mAP as evaluated, then with single
+            templates. Labels: `classes`, and `prompts` [P]. And the worst answers, and
+            what every clip adds to the accuracies.
 
         Raises:
             ValueError: no clip could be read, embeddings are not finite, or the
@@ -197,13 +205,49 @@ class ZeroShot:
         else:
             found = _single_label(similarity, targets, self.draws)
         metrics, arrays, intervals = found
+        wordings = self._wordings(encoder, za, targets, metrics)
         return Result(
             metrics={**metrics, "bad_clips": float(len(self.source) - len(clips))},
-            arrays=arrays,
-            labels={"classes": self.labels},
+            arrays=arrays | {"prompt_scores": np.array([*wordings.values()])},
+            labels={"classes": self.labels, "prompts": list(wordings)},
             protocol=self._says(len(clips)),
             intervals=intervals,
+            misses=answers.class_misses(similarity, targets, clips, self.labels),
+            per_clip={}
+            if self.multi_label
+            else answers.class_per_clip(similarity, targets, TOP_DEPTH),
+            clips=clips,
         )
+
+    def _texts(self, templates: Sequence[str]) -> list[list[str]]:
+        """The sentences of every class."""
+        return [
+            prompts.sentences(templates, name, own)
+            for name, own in zip(self.names, self.described, strict=True)
+        ]
+
+    def _wordings(self, encoder, za, targets, metrics) -> dict[str, float]:
+        """Accuracy or mAP as evaluated, then with each template alone.
+
+        These are its own templates, where there are several, and those it is compared
+        with. Only texts are encoded for it.
+        """
+        own, truth = self.templates, targets.argmax(axis=1)
+        sentences = max(map(len, self.texts))
+        name = own[0] if len(own) == 1 else EVALUATED.format(sentences)
+        headline = "zeroshot_mAP" if self.multi_label else "zeroshot_acc"
+        found = {name: metrics[headline]}
+        for template in dict.fromkeys((*own, *self.compared_templates)):
+            if template in found:
+                continue
+            classes = _means(encoder, self.labels, self._texts((template,)))
+            similarity = np.concatenate(list(scores.similarity_rows(za, classes)))
+            found[template] = (
+                scores.mean_average_precision(similarity, targets)
+                if self.multi_label
+                else scores.top_accuracy(similarity, truth, 1)
+            )
+        return found
 
     def _says(self, clips: int) -> dict[str, Any]:
         """The protocol of a result."""

@@ -253,7 +253,8 @@ def evaluation_scores(results: dict[str, Result]) -> dict[str, float]:
 def write_report(
     experiment: Experiment, results: dict[str, Result], step: int | None
 ) -> None:
-    """Table on the terminal, `plots/`, `results.json` and `report.html`.
+    """Table on the terminal, `plots/`, `results.json` (and what each clip adds to it,
+    `per_clip.npz`) and `report.html`.
 
     step: None for a model that `init_from` gave.
     """
@@ -265,9 +266,19 @@ def write_report(
         "seed": config.train.seed,
         "clip": encode.hearing(experiment.spec.frontend),
     }
+    # An evaluation of several sources, or of none, is shown without sounds.
+    evaluators = {name: experiment.evaluations[name].evaluator for name in results}
+    sources = {name: evaluator.source for name, evaluator in evaluators.items()}
     report.write_results(workdir, results, context)
     report.write_report(
-        workdir, results, workdir / "metrics.jsonl", context, title=experiment.spec.name
+        workdir,
+        results,
+        workdir / METRICS_FILE,
+        context,
+        title=experiment.spec.name,
+        sources={
+            name: source for name, source in sources.items() if source is not None
+        },
     )
     report.print_table(results)
 

@@ -46,6 +46,8 @@ class FakeEncoder:
         clip_meanings: what every clip means; None for random vectors.
         noise: how far vectors lie from their meaning.
         bad: clips that could not be read; their rows are NaN.
+
+    seen_texts: the first that were asked for.
     """
 
     scale = 10.0
@@ -68,7 +70,7 @@ class FakeEncoder:
         return rows, kept
 
     def text(self, texts):
-        self.seen_texts = list(texts)
+        self.seen_texts = self.seen_texts or list(texts)
         rows = np.array([vector(self.meaning(text)) for text in texts])
         rng = np.random.default_rng(2)
         return normalised(rows + self.noise * rng.normal(size=rows.shape))

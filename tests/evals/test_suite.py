@@ -125,8 +125,10 @@ def test_what_is_there_is_evaluated(tmp_path):
     assert found["fsd50k"]["reason"] == (
         f"fsd50k in {tmp_path} has no split test (there: train)"
     )
-    fold = suite.sections("msclap", data_dir=str(tmp_path), tasks=["esc50"], fold=4)
+    assert "crop_seed" not in found["esc50"]
+    fold = suite.sections(data_dir=str(tmp_path), tasks=["esc50"], fold=4, crop_seed=0)
     assert fold["esc50"]["source"]["split"] == "fold4"
+    assert fold["esc50"]["crop_seed"] == 0
 
 
 def test_where_data_sets_are_by_default(tmp_path, monkeypatch):

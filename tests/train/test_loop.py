@@ -102,10 +102,13 @@ def test_a_run_leaves_everything(whole):
         "spec.json",
         "tokenizer",
         "results.json",
+        "per_clip.npz",
         "report.html",
     ):
         assert (whole / name).exists(), name
     assert len(list((whole / "plots").glob("*.png"))) >= 2
+    # What went wrong can be heard.
+    assert "data:audio/mpeg" in (whole / "report.html").read_text(encoding="utf-8")
     kept = sorted(int(path.name) for path in (whole / "checkpoints").iterdir())
     assert kept == [4, 6]
     line = lines(whole)[0]
