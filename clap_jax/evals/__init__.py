@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from clap_jax import config as config_lib
 from clap_jax.evals.base import Encoder, Result
+from clap_jax.evals.classify import HeadScores
 from clap_jax.evals.retrieval import Retrieval
 from clap_jax.evals.zeroshot import ZeroShot, class_embeddings
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EVALUATORS",
     "Encoder",
+    "HeadScores",
     "Result",
     "Retrieval",
     "ZeroShot",
@@ -22,12 +24,16 @@ __all__ = [
     "class_embeddings",
 ]
 
-EVALUATORS = {"retrieval": Retrieval, "zeroshot": ZeroShot}
+EVALUATORS = {
+    "classifier": HeadScores,
+    "retrieval": Retrieval,
+    "zeroshot": ZeroShot,
+}
 
 
 def build_evaluator(
     kind: str, source: "Source", options: Mapping[str, Any] | None = None
-) -> Retrieval | ZeroShot:
+) -> HeadScores | Retrieval | ZeroShot:
     """Makes an evaluator by name; it has one method, `run(encoder) -> Result`.
 
     Args:

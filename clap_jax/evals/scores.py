@@ -225,3 +225,58 @@ def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
     if not np.any(targets):
         raise ValueError("mAP needs at least one clip with a label, found none")
     return float(np.nanmean(class_average_precisions(scores, targets)))
+
+
+def class_areas(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of every class, float64 [C].
+
+    The share of pairs of a clip with the class and one without where the first scores
+    higher, a tie counting half: `roc_auc_score` of scikit-learn. NaN for a class that no
+    clip has, or every clip.
+
+    Args:
+        scores: float [n, C].
+        targets: bool [n, C].
+    """
+    return np.array(
+        [_area(scores[:, c], targets[:, c]) for c in range(scores.shape[1])]
+    )
+
+
+def _area(scores: np.ndarray, targets: np.ndarray) -> float:
+    own, others = scores[targets], np.sort(scores[~targets])
+    if not len(own) or not len(others):
+        return math.nan
+    below = np.searchsorted(others, own, "left") + np.searchsorted(others, own, "right")
+    return float(below.sum() / (2 * len(own) * len(others)))
+
+
+def classification(
+    scores: np.ndarray, targets: np.ndarray, multi_label: bool
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Metrics of class scores, and arrays for plots.
+
+    With one class a clip `acc` and `top5` (best min(5, C) of C), and `confusion`, int64
+    [C, C]; with several `mAP` and `AUC`, macro over the classes that occur (AUC: that
+    not every clip has), and `average_precision`, float64 [C], NaN for the others.
+
+    Args:
+        scores: float [n, C].
+        targets: bool [n, C].
+        multi_label: whether clips may have several classes.
+    """
+    if multi_label:
+        areas = class_areas(scores, targets)
+        found = {"mAP": mean_average_precision(scores, targets)}
+        if not np.isnan(areas).all():
+            found["AUC"] = float(np.nanmean(areas))
+        precisions = class_average_precisions(scores, targets)
+        return found, {"average_precision": precisions}
+    truth = targets.argmax(axis=1)
+    found = {
+        "acc": top_accuracy(scores, truth, 1),
+        "top5": top_accuracy(scores, truth, 5),
+    }
+    predicted = predictions(scores, truth)
+    confusion = confusion_matrix(truth, predicted, targets.shape[1])
+    return found, {"confusion": confusion}
