@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from clap_jax import config as config_lib
 from clap_jax.evals.base import Encoder, Result
 from clap_jax.evals.classify import HeadScores
+from clap_jax.evals.probe import Probe
 from clap_jax.evals.retrieval import Retrieval
 from clap_jax.evals.zeroshot import ZeroShot, class_embeddings
 
@@ -17,6 +18,7 @@ __all__ = [
     "EVALUATORS",
     "Encoder",
     "HeadScores",
+    "Probe",
     "Result",
     "Retrieval",
     "ZeroShot",
@@ -26,19 +28,25 @@ __all__ = [
 
 EVALUATORS = {
     "classifier": HeadScores,
+    "probe": Probe,
     "retrieval": Retrieval,
     "zeroshot": ZeroShot,
 }
 
+WITHOUT_TEXTS = ("classifier", "probe")
+"""Kinds of evaluators that never ask for a text."""
+
 
 def build_evaluator(
-    kind: str, source: "Source", options: Mapping[str, Any] | None = None
-) -> HeadScores | Retrieval | ZeroShot:
+    kind: str,
+    source: "Source | dict[str, Source]",
+    options: Mapping[str, Any] | None = None,
+) -> HeadScores | Probe | Retrieval | ZeroShot:
     """Makes an evaluator by name; it has one method, `run(encoder) -> Result`.
 
     Args:
         kind: a key of `EVALUATORS`.
-        source: the clips.
+        source: the clips; of a probe its parts by name.
         options: keyword arguments of the evaluator.
 
     Raises:

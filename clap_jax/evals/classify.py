@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from clap_jax import config as config_lib
 from clap_jax.evals import scores
 from clap_jax.evals.base import Encoder, Result, encode_audio
@@ -10,6 +12,8 @@ from clap_jax.pipeline import labels as labels_lib
 if TYPE_CHECKING:
     from clap_jax.models.classifier import ClassifierSpec
     from clap_jax.pipeline.sources import Source
+
+TOP_DEPTH = 5
 
 
 class HeadScores:
@@ -66,10 +70,8 @@ class HeadScores:
         """
         found, clips = encode_audio(encoder, self.source, unit=False)
         targets, multi_label = self.targets[clips], self.head.loss == "bce"
-        measured, arrays = scores.classification(
-            found[:, self._columns], targets, multi_label
-        )
-        metrics = {f"head_{name}": value for name, value in measured.items()}
+        own, arrays = measured(found[:, self._columns], targets, multi_label)
+        metrics = {f"head_{name}": value for name, value in own.items()}
         return Result(
             metrics={**metrics, "bad_clips": float(len(self.source) - len(clips))},
             arrays=arrays,
@@ -85,3 +87,33 @@ class HeadScores:
                 "ties": "count against the model",
             },
         )
+
+
+def measured(
+    values: np.ndarray, targets: np.ndarray, multi_label: bool
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Metrics of class scores, and arrays for plots.
+
+    With one class a clip `acc` and `top5` (best min(5, C) of C), and `confusion`, int64
+    [C, C]; with several `mAP` and `AUC`, macro over the classes that occur (AUC: that
+    not every clip has), and `average_precision`, float64 [C], NaN for the others.
+
+    Args:
+        values: scores, float [n, C].
+        targets: bool [n, C].
+        multi_label: whether clips may have several classes.
+    """
+    if multi_label:
+        metrics = {"mAP": scores.mean_average_precision(values, targets)}
+        if (targets.any(axis=0) & ~targets.all(axis=0)).any():
+            metrics["AUC"] = scores.mean_roc_auc(values, targets)
+        precisions = scores.class_average_precisions(values, targets)
+        return metrics, {"average_precision": precisions}
+    truth = targets.argmax(axis=1)
+    metrics = {
+        "acc": scores.top_accuracy(values, truth, 1),
+        "top5": scores.top_accuracy(values, truth, TOP_DEPTH),
+    }
+    predicted = scores.predictions(values, truth)
+    confusion = scores.confusion_matrix(truth, predicted, targets.shape[1])
+    return metrics, {"confusion": confusion}

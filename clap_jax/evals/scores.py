@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.stats import rankdata
 
 RECALL_AT = (1, 5, 10)
 PRECISION_DEPTH = 10
@@ -227,56 +228,35 @@ def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
     return float(np.nanmean(class_average_precisions(scores, targets)))
 
 
-def class_areas(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def class_roc_aucs(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Area under the ROC curve of every class, float64 [C].
 
-    The share of pairs of a clip with the class and one without where the first scores
-    higher, a tie counting half: `roc_auc_score` of scikit-learn. NaN for a class that no
-    clip has, or every clip.
+    The definition of scikit-learn's `roc_auc_score`: the share of pairs of a clip with
+    the label and one without it in which the former scores higher, a tie being half a
+    pair (the usual rule, and not that of ranks here). NaN for a class that all clips
+    have, or none.
 
     Args:
         scores: float [n, C].
         targets: bool [n, C].
     """
-    return np.array(
-        [_area(scores[:, c], targets[:, c]) for c in range(scores.shape[1])]
-    )
+    targets = np.asarray(targets, bool)
+    positives, negatives = targets.sum(axis=0), (~targets).sum(axis=0)
+    # Mann and Whitney: ranks from the lowest score on, ties share their mean.
+    ranks_up = rankdata(scores, axis=0)
+    sums = np.where(targets, ranks_up, 0).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (sums - positives * (positives + 1) / 2) / (positives * negatives)
 
 
-def _area(scores: np.ndarray, targets: np.ndarray) -> float:
-    own, others = scores[targets], np.sort(scores[~targets])
-    if not len(own) or not len(others):
-        return math.nan
-    below = np.searchsorted(others, own, "left") + np.searchsorted(others, own, "right")
-    return float(below.sum() / (2 * len(own) * len(others)))
+def mean_roc_auc(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Macro ROC AUC: the mean over the classes that some clips have and others lack.
 
-
-def classification(
-    scores: np.ndarray, targets: np.ndarray, multi_label: bool
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metrics of class scores, and arrays for plots.
-
-    With one class a clip `acc` and `top5` (best min(5, C) of C), and `confusion`, int64
-    [C, C]; with several `mAP` and `AUC`, macro over the classes that occur (AUC: that
-    not every clip has), and `average_precision`, float64 [C], NaN for the others.
-
-    Args:
-        scores: float [n, C].
-        targets: bool [n, C].
-        multi_label: whether clips may have several classes.
+    Raises ValueError where there is no such class.
     """
-    if multi_label:
-        areas = class_areas(scores, targets)
-        found = {"mAP": mean_average_precision(scores, targets)}
-        if not np.isnan(areas).all():
-            found["AUC"] = float(np.nanmean(areas))
-        precisions = class_average_precisions(scores, targets)
-        return found, {"average_precision": precisions}
-    truth = targets.argmax(axis=1)
-    found = {
-        "acc": top_accuracy(scores, truth, 1),
-        "top5": top_accuracy(scores, truth, 5),
-    }
-    predicted = predictions(scores, truth)
-    confusion = confusion_matrix(truth, predicted, targets.shape[1])
-    return found, {"confusion": confusion}
+    areas = class_roc_aucs(scores, targets)
+    if np.isnan(areas).all():
+        raise ValueError(
+            "AUC needs a class that some clips have and others lack, found none"
+        )
+    return float(np.nanmean(areas))

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clap_jax import config as config_lib
 from clap_jax.evals import scores
 from clap_jax.evals.base import Encoder, Result, encode_audio, encode_text
-from clap_jax.pipeline import labels as labels_lib
 from clap_jax.text import prompts
 
 if TYPE_CHECKING:
@@ -92,9 +92,11 @@ class ZeroShot:
         self.source, self.templates = source, _sentences(templates)
         if not len(source):
             raise ValueError(f"zeroshot: source '{source.name}' has no clips")
-        tags = labels_lib.tags_of(source)
-        self.labels = list(labels_lib.class_names(tags) if labels is None else labels)
-        self.targets = labels_lib.multi_hot("zeroshot", source.name, tags, self.labels)
+        tags = [list(dict.fromkeys(source.tags(i))) for i in range(len(source))]
+        if labels is None:
+            labels = sorted({tag for own in tags for tag in own})
+        self.labels = list(labels)
+        self.targets = _targets(source.name, tags, self.labels)
         self.multi_label = bool((self.targets.sum(axis=1) > 1).any())
         self.names = [prompts.class_name(label) for label in self.labels]
 
@@ -114,9 +116,8 @@ class ZeroShot:
         classes = class_embeddings(encoder, self.names, self.templates)
         similarity = np.concatenate(list(scores.similarity_rows(za, classes)))
         targets = self.targets[clips]
-        measured, arrays = scores.classification(similarity, targets, self.multi_label)
-        # Cosines of different classes are on no common scale: no AUC.
-        metrics = {f"zeroshot_{k}": v for k, v in measured.items() if k != "AUC"}
+        measure = _multi_label if self.multi_label else _single_label
+        metrics, arrays = measure(similarity, targets)
         return Result(
             metrics={**metrics, "bad_clips": float(len(self.source) - len(clips))},
             arrays=arrays,
@@ -131,3 +132,42 @@ class ZeroShot:
                 "ties": "count against the model",
             },
         )
+
+
+def _single_label(similarity, targets):
+    truth = targets.argmax(axis=1)
+    classes = targets.shape[1]
+    predicted = scores.predictions(similarity, truth)
+    metrics = {
+        "zeroshot_acc": scores.top_accuracy(similarity, truth, 1),
+        "zeroshot_top5": scores.top_accuracy(similarity, truth, TOP_DEPTH),
+    }
+    return metrics, {"confusion": scores.confusion_matrix(truth, predicted, classes)}
+
+
+def _multi_label(similarity, targets):
+    metrics = {"zeroshot_mAP": scores.mean_average_precision(similarity, targets)}
+    precisions = scores.class_average_precisions(similarity, targets)
+    return metrics, {"average_precision": precisions}
+
+
+def _targets(source_name: str, tags: list[list[str]], labels: list[str]) -> np.ndarray:
+    """Which clip has which label, bool [n, C]; errors as in `ZeroShot`."""
+    column = {label: i for i, label in enumerate(labels)}
+    if len(column) < len(labels):
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        raise ValueError(f"zeroshot: labels repeat: {', '.join(twice)}")
+    targets = np.zeros((len(tags), len(labels)), bool)
+    for clip, own in enumerate(tags):
+        if not own:
+            raise ValueError(
+                f"zeroshot: clip {clip} of source '{source_name}' has no tag"
+            )
+        for tag in own:
+            if tag not in column:
+                raise ValueError(
+                    f"zeroshot: clip {clip} of source '{source_name}' has an "
+                    + config_lib.unknown("label", tag, labels)
+                )
+            targets[clip, column[tag]] = True
+    return targets

@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,16 +20,18 @@ from ml_collections import ConfigDict
 from clap_jax import checkpoint, convert, sharding
 from clap_jax import config as config_lib
 from clap_jax.audio.augment import Augment
-from clap_jax.evals import Result, build_evaluator
+from clap_jax.evals import WITHOUT_TEXTS, Result
 from clap_jax.evals.encode import ModelEncoder
 from clap_jax.losses import contrastive
 from clap_jax.models import zoo
+from clap_jax.models.captioner import CaptionerSpec
+from clap_jax.models.classifier import ClassifierSpec
 from clap_jax.pipeline import loader
 from clap_jax.pipeline.labels import Targets
 from clap_jax.pipeline.ops import Prepare
-from clap_jax.pipeline.sources import Source, build_source
+from clap_jax.pipeline.sources import Source
 from clap_jax.text import tokenize
-from clap_jax.train import device_data, heads, tasks
+from clap_jax.train import device_data, evaluations, heads, tasks
 from clap_jax.train import starts as starts_lib
 from clap_jax.train import state as state_lib
 
@@ -39,16 +41,11 @@ NOISE = "synthetic_device"
 # Where the sigmoid loss's bias starts (arXiv 2303.15343): nearly all pairs are negative.
 SIGMOID_BIAS = -10.0
 
+# Where `--mode=eval` keeps what probes ask for, in the workdir.
+VECTORS = "vectors"
+
 # A tokenizer is trained on at most so many captions of each source.
 TOKENIZER_CAPTIONS = 1_000_000
-
-
-class Evaluation(NamedTuple):
-    """One entry of the config's `evals`."""
-
-    evaluator: Any
-    encoder: ModelEncoder  # compiled once, takes new variables each time
-    every_steps: int  # 0: only at the end
 
 
 class Experiment(NamedTuple):
@@ -64,7 +61,7 @@ class Experiment(NamedTuple):
     )  # of the last stage and of evaluation; `dual` if nothing is dropped
     tokenizer: tokenize.Tokenizer | None  # none where there is nothing to read
     sources: list[tuple[Source, float]]
-    evaluations: dict[str, Evaluation]
+    evaluations: dict[str, evaluations.Evaluation]
     augment: Augment
     starts: list[starts_lib.Start]
     targets: Targets | None = None  # labels in place of captions
@@ -173,8 +170,12 @@ def every(steps: int, step: int) -> bool:
     return steps > 0 and step % steps == 0
 
 
-def build(config: ConfigDict, workdir: Path) -> Experiment:
-    """Check the whole config and make every part; nothing heavy runs on a device yet."""
+def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experiment:
+    """Check the whole config and make every part; nothing heavy runs on a device yet.
+
+    training: without it `data.sources` are not looked at, and the model is one that is
+    there: the workdir's, or that of `init_from`.
+    """
     loss = check(config)
     classify = config.task.name == "classify"
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -184,23 +185,26 @@ def build(config: ConfigDict, workdir: Path) -> Experiment:
         logging.info(
             "data.source=%s: evals are left out (%s)", NOISE, ", ".join(config.evals)
         )
-    sources = [] if noise else _sources(config)
+    sources = _sources(config) if training and not noise else []
     starts = [] if checkpoint.has_steps(workdir) else starts_lib.load(config)
-    if config.model == starts_lib.MODEL and checkpoint.has_steps(workdir):
+    has_steps, texts = checkpoint.has_steps(workdir), _needs_texts(config, training)
+    if has_steps and (config.model == starts_lib.MODEL or not (training or texts)):
         spec = convert.read_any_spec(workdir / "spec.json")
-    else:
+    elif training:
         spec = unread_spec(config, starts)
+    else:
+        spec = _found_spec(config, starts)
     tokenizer = targets = None
-    if classify:
+    if classify and training:
         spec, targets = heads.labelled(config, spec, [source for source, _ in sources])
-    elif not noise:
+    elif texts and not noise:
         clips = [source for source, _ in sources]
         tokenizer, style = _tokenizer(config, spec, workdir, clips, starts)
         vocab_size = tokenizer.vocab_size
         if config.model == starts_lib.MODEL:  # its table may have rows to spare
             vocab_size = max(vocab_size, spec.vocab_size)
         spec = dataclasses.replace(spec, vocab_size=vocab_size, tokenizer_style=style)
-    spec = spec if classify else for_loss(spec, loss)
+    spec = spec if isinstance(spec, ClassifierSpec) else for_loss(spec, loss)
     _where_mels_are_made(config, spec)
     _check_spec(spec, workdir)
     dual, undropped = duals(config, spec)
@@ -217,6 +221,8 @@ def build(config: ConfigDict, workdir: Path) -> Experiment:
             output=output,
         )
     )
+    # While a model changes, nobody asks for the same vectors twice.
+    vectors = None if training else workdir / VECTORS
     return Experiment(
         config=config,
         workdir=workdir,
@@ -227,7 +233,7 @@ def build(config: ConfigDict, workdir: Path) -> Experiment:
         tokenizer=tokenizer,
         sources=sources,
         evaluations={
-            name: _evaluation(name, section, encoder)
+            name: evaluations.build(name, section, encoder, vectors)
             for name, section in _evals(config).items()
         },
         augment=config_lib.build(Augment, config.augment, "augment"),
@@ -275,11 +281,28 @@ def unread_spec(config: ConfigDict, starts: list[starts_lib.Start]) -> tasks.Spe
     taken to have the `data.vocab_size` entries that it may have at most.
     """
     if config.model == starts_lib.MODEL:
-        return starts_lib.spec_of(starts, audio_alone=config.task.name == "classify")
+        if config.task.name == "classify":
+            return starts_lib.spec_of(starts, (zoo.Spec, ClassifierSpec, CaptionerSpec))
+        return starts_lib.spec_of(starts)
     spec = zoo.get_spec(config.model, config_lib.plain(config.model_overrides))
     if spec.tokenizer:
         return spec
     return dataclasses.replace(spec, vocab_size=config.data.vocab_size)
+
+
+def _found_spec(config: ConfigDict, starts: list[starts_lib.Start]) -> tasks.Spec:
+    """The model to evaluate where the workdir has none: that of `init_from`."""
+    if config.model == starts_lib.MODEL:
+        return starts_lib.spec_of(starts, (zoo.Spec, ClassifierSpec))
+    return unread_spec(config, starts)
+
+
+def _needs_texts(config: ConfigDict, training: bool) -> bool:
+    """Whether captions are learnt, or any evaluation embeds texts."""
+    if config.task.name == "classify":
+        return False
+    kinds = {section.get("kind") for section in _evals(config).values()}
+    return training or bool(kinds - set(WITHOUT_TEXTS))
 
 
 def for_loss(spec: zoo.Spec, loss: contrastive.Options) -> zoo.Spec:
@@ -315,42 +338,15 @@ def duals(
 def _sources(config: ConfigDict) -> list[tuple[Source, float]]:
     """Every training source and its weight."""
     sources = [
-        _source(section, f"data.sources[{number}]", weighted=True)
+        evaluations.source_of(section, f"data.sources[{number}]", weighted=True)
         for number, section in enumerate(config.data.sources)
     ]
     if not sources:
-        raise config_lib.ConfigError("data.sources is empty: name at least one source")
+        raise config_lib.ConfigError(
+            "data.sources is empty: name at least one source to train on (a config that "
+            "only evaluates runs with --mode=eval)"
+        )
     return sources
-
-
-def _source(section: Any, where: str, weighted: bool) -> tuple[Source, float]:
-    """A source and its weight from a config section."""
-    options = dict(config_lib.plain(section))
-    if "kind" not in options:
-        raise config_lib.ConfigError(f"{where}.kind is missing")
-    kind = options.pop("kind")
-    name = options.pop("name", kind)
-    weight = options.pop("weight", 0.0) if weighted else 0.0
-    source = build_source(kind, name, options)
-    logging.info("%s: %s", where, source.description())
-    return source, weight
-
-
-def _evaluation(name: str, section: Any, encoder: Callable) -> Evaluation:
-    where = f"evals.{name}"
-    options = dict(config_lib.plain(section))
-    missing = [key for key in ("kind", "source") if key not in options]
-    if missing:
-        raise config_lib.ConfigError(f"{where}.{missing[0]} is missing")
-    source, _ = _source(options.pop("source"), f"{where}.source", weighted=False)
-    every_steps, kind = options.pop("every_steps", 0), options.pop("kind")
-    made = encoder(
-        options.pop("batch_size", 64), options.pop("crop_seed", None), "vector"
-    )
-    if kind == "classifier":
-        options["spec"] = made.spec
-    evaluator = build_evaluator(kind, source, options)
-    return Evaluation(evaluator, made, every_steps)
 
 
 def _where_mels_are_made(config: ConfigDict, spec: tasks.Spec) -> str:
@@ -387,6 +383,10 @@ def _tokenizer(
     if found:
         return tokenize.load(found, length, style), style
     starts_lib.check_tokenizer(starts, config.init_pattern)
+    if not sources:
+        raise config_lib.ConfigError(
+            f"there is no tokenizer: neither {workdir} nor init_from has one"
+        )
     captions = [
         caption
         for source in sources

@@ -18,7 +18,7 @@ from clap_jax import config as config_lib
 from clap_jax.checkpoint import Checkpoints
 from clap_jax.evals import Result, encode, report
 from clap_jax.train import experiment as experiment_lib
-from clap_jax.train import optim, tasks, throughput
+from clap_jax.train import optim, starts, tasks, throughput
 from clap_jax.train import state as state_lib
 from clap_jax.train import step as step_lib
 from clap_jax.train.experiment import Experiment, every
@@ -160,12 +160,21 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Result]:
-    """`--mode=eval`: every evaluation of the config on the workdir's newest model."""
+    """`--mode=eval`: every evaluation of the config on the workdir's newest model, or
+    where it has none, on that of `init_from`, just as it is.
+
+    Raises CheckpointError where there is neither.
+    """
     hosts.check_shared(workdir)
-    step = int(checkpoint.find_step(workdir).name)
-    experiment = experiment_lib.build(config, workdir)
+    step = None
+    if checkpoint.has_steps(workdir) or not starts.names(config):
+        step = int(checkpoint.find_step(workdir).name)
+    experiment = experiment_lib.build(config, workdir, training=False)
     hosts.check_equal(_common(experiment, None, step))
-    variables = checkpoint.load_variables(workdir)
+    if step is None:
+        variables = experiment.init_variables()
+    else:
+        variables = checkpoint.load_variables(workdir)
     with hosts.Preemption() as preemption:
         _interruptible(experiment, preemption)
         results = experiment.evaluate(variables, list(experiment.evaluations))
@@ -175,7 +184,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Result]:
     return results
 
 
-def _common(experiment: Experiment, iterator: Any, step: int) -> dict[str, str]:
+def _common(experiment: Experiment, iterator: Any, step: int | None) -> dict[str, str]:
     """What must be the same on all hosts, as text."""
     tokenizer = experiment.tokenizer
     return {
@@ -238,13 +247,19 @@ def evaluation_scores(results: dict[str, Result]) -> dict[str, float]:
     }
 
 
-def write_report(experiment: Experiment, results: dict[str, Result], step: int) -> None:
-    """Table on the terminal, `plots/`, `results.json` and `report.html`."""
-    workdir = experiment.workdir
+def write_report(
+    experiment: Experiment, results: dict[str, Result], step: int | None
+) -> None:
+    """Table on the terminal, `plots/`, `results.json` and `report.html`.
+
+    step: None for a model that `init_from` gave.
+    """
+    workdir, config = experiment.workdir, experiment.config
+    origin = {"init_from": starts.names(config)} if step is None else {"step": step}
     context = {
         "model": experiment.spec.name,
-        "step": step,
-        "seed": experiment.config.train.seed,
+        **origin,
+        "seed": config.train.seed,
         "clip": encode.hearing(experiment.spec.frontend),
     }
     report.write_results(workdir, results, context)

@@ -36,20 +36,24 @@ class Start(NamedTuple):
         return isinstance(self.model.spec, zoo.Spec)
 
 
+def names(config: ConfigDict) -> list[str]:
+    """What `init_from` names. ConfigError where it is no path nor several of them."""
+    found = config_lib.plain(config.init_from)
+    found = (found,) if isinstance(found, str) else found
+    if not isinstance(found, tuple) or not all(isinstance(x, str) for x in found):
+        raise config_lib.ConfigError(
+            f"init_from is {found!r}, expected a path or hub id, or several: ('a', 'b')"
+        )
+    return list(filter(None, found))
+
+
 def load(config: ConfigDict) -> list[Start]:
     """What `init_from` names, without reading the tensors yet.
 
-    Raises ConfigError where it is no path nor a sequence of them, and what
-    `hub.find` and `convert.load` raise.
+    Raises what `names`, `hub.find` and `convert.load` raise.
     """
-    names = config_lib.plain(config.init_from)
-    names = (names,) if isinstance(names, str) else names
-    if not isinstance(names, tuple) or not all(isinstance(x, str) for x in names):
-        raise config_lib.ConfigError(
-            f"init_from is {names!r}, expected a path or hub id, or several: ('a', 'b')"
-        )
     starts = []
-    for name in filter(None, names):
+    for name in names(config):
         starts.append(Start(name, convert.load(hub.find(name))))
         for note in starts[-1].model.notes:
             logging.info("init_from %s: %s", name, note)
@@ -74,15 +78,17 @@ def check_tokenizer(starts: Sequence[Start], pattern: str) -> None:
             )
 
 
-def spec_of(starts: Sequence[Start], audio_alone: bool = False) -> Any:
-    """The spec of the first start that is a whole model; with `audio_alone`, of the
-    first that has an audio tower with front end and projection. Raises ConfigError."""
+def spec_of(starts: Sequence[Start], kinds: tuple[type, ...] = (zoo.Spec,)) -> Any:
+    """The spec of the first start that is a whole model, or of another of `kinds`.
+
+    Raises ConfigError where there is none.
+    """
     for start in starts:
-        if start.is_whole or (audio_alone and hasattr(start.model.spec, "frontend")):
+        if isinstance(start.model.spec, kinds):
             return start.model.spec
     raise config_lib.ConfigError(
-        "model is 'init_from', but init_from names no whole model: name a row of the "
-        "zoo, or a checkpoint with both towers"
+        "init_from names no whole model: name a checkpoint with both towers, or, to "
+        "train, a row of the zoo as the model"
     )
 
 
