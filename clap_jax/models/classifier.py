@@ -39,8 +39,7 @@ class HeadSpec:
     loss: str = "ce"
 
     def __post_init__(self) -> None:
-        labels = tuple(self.labels)
-        object.__setattr__(self, "labels", labels)
+        labels = self.labels
         if self.loss not in LOSSES:
             raise ValueError(config_lib.unknown("loss of a head", self.loss, LOSSES))
         if not all(isinstance(label, str) and label for label in labels):
@@ -87,25 +86,18 @@ class ClassifierSpec:
         ):
             if name not in known:
                 raise ValueError(config_lib.unknown(role, name, known))
-        hidden = tuple(self.hidden)
-        for size in (self.embed_dim, *hidden):
+        for size in (self.embed_dim, *self.hidden):
             if type(size) is not int or size < 1:
                 raise ValueError(f"a width must be a positive integer, got {size!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout!r}, expected 0 to less than 1")
         if not self.heads:
             raise ValueError("a classifier needs at least one head")
-        made = {}
-        for name in sorted(self.heads):
+        for name in self.heads:
             # It becomes a part of paths of parameters and of names of metrics.
             if not re.fullmatch(r"[A-Za-z]\w*", name):
                 raise ValueError(f"{name!r} is no name for a head: expected a word")
-            given = self.heads[name]
-            made[name] = (
-                given if isinstance(given, HeadSpec) else from_dict(given, HeadSpec, {})
-            )
-        object.__setattr__(self, "heads", made)
-        object.__setattr__(self, "hidden", hidden)
+        object.__setattr__(self, "heads", dict(sorted(self.heads.items())))
 
     @property
     def columns(self) -> dict[str, slice]:
@@ -128,8 +120,22 @@ class ClassifierSpec:
     @classmethod
     def from_json(cls, text: str) -> "ClassifierSpec":
         """The inverse of `to_json`. Errors: ValueError on unknown or missing keys."""
+        tree = json.loads(text)
+        given = tree.get("heads")
+        if isinstance(given, Mapping):
+            tree["heads"] = {name: _head(name, own) for name, own in given.items()}
+        if "hidden" in tree:
+            tree["hidden"] = tuple(tree["hidden"])
         parts = {"frontend": Frontend, "audio": TowerSpec}
-        return from_dict(json.loads(text), cls, parts)
+        return from_dict(tree, cls, parts)
+
+
+def _head(name: str, tree: Mapping[str, Any]) -> HeadSpec:
+    fields = [field.name for field in dataclasses.fields(HeadSpec)]
+    problems = config_lib.unknown_keys(tree, fields, f"the head {name!r}")
+    if problems or "labels" not in tree:
+        raise ValueError("; ".join(problems) or f"the head {name!r} needs labels")
+    return HeadSpec(**{**tree, "labels": tuple(tree["labels"])})
 
 
 class Classifier(NamedTuple):
