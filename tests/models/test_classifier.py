@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clap_jax import sharding
-from clap_jax.models import classifier, heads, zoo
+from clap_jax.models import classifier, zoo
 from clap_jax.models.classifier import ClassifierSpec, HeadSpec
 
 TEXT = {"depth": 1, "width": 8, "heads": 1, "mlp": 8}
