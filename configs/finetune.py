@@ -148,7 +148,7 @@ def set_data(config, options):
 def smoke(config):
     """One step of a tiny model on scenes that the package makes itself."""
     config.model, config.init_from = "small_conv", ""
-    config.model_overrides = {"audio": {"options": {"widths": (8, 8, 8, 8)}}}
+    config.model_overrides = {"audio": {"options": {"widths": (8, 8)}}}
     config.train.batch_size = 8
     config.train.total_epochs = 0.0
     config.train.total_steps = 1

@@ -31,6 +31,7 @@ SMOKE = {
     "source": {"kind": "synthetic", "split": "kinds", "examples": 52},
     "parts": {"train": {"seed": 0}, "test": {"seed": 1}},
     "test": ("test",),
+    "options": {"strengths": (0.1,)},
     "batch_size": 8,
 }
 
@@ -54,12 +55,13 @@ def get_config(argument=None):
     config = config_lib.default()
     config.model = "init_from"
     config.init_from = options.init
-    # A probe that only evaluates has no batch of training; one that is evaluated must
-    # divide over the devices all the same.
-    config.train.total_steps = 1
+    config.train.total_steps = 1  # of the smoke run; nothing else trains
     if options.smoke:
         config.model = "small_conv"
-        config.model_overrides = {"audio": {"options": {"widths": (8, 8, 8, 8)}}}
+        config.model_overrides = {
+            "audio": {"options": {"widths": (8, 8)}},
+            "text": {"options": {"depth": 1}},
+        }
         config.train.batch_size = 8
         config.train.log_steps = 1
         train = {"kind": "synthetic", "split": "train", "examples": 16}

@@ -51,11 +51,11 @@ def test_it_names_its_own_classes(clap, sounds, tmp_path):
     assert clap.labels() == ("cat", "dog", "rain")
     assert found.shape == (2, 3) and found.dtype == np.float32
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-6)
-    np.testing.assert_array_equal(clap.classify(sounds[1]), found[1:])
+    np.testing.assert_allclose(clap.classify(sounds[1]), found[1:], rtol=1e-5)
     clap.save(tmp_path / "again")
     assert not (tmp_path / "again" / "tokenizer").exists()
     again = clap_jax.load(tmp_path / "again", batch_size=2)
-    np.testing.assert_array_equal(again.classify(sounds[0]), found[:1])
+    np.testing.assert_array_equal(again.classify(sounds), found)
 
 
 def test_scores_of_a_long_clip_are_means_over_its_windows(clap):
@@ -90,7 +90,7 @@ def test_several_heads_are_asked_by_name(tmp_path):
     two = clap_jax.load(save(tmp_path / "two", "sounds", "tags"), batch_size=2)
     scores = np.array([[0.0, 1.0, 2.0, 3.0], [5.0, 1.0, 1.0, 1.0]], np.float32)
     tags = two.head_probabilities(scores, "tags")
-    np.testing.assert_allclose(tags, 1 / (1 + np.exp([[-0.0], [-1.0]])) * 0 + tags)
+    np.testing.assert_allclose(tags, [[0.952574], [0.731059]], rtol=1e-5)
     assert two.labels("tags") == ("calm",)
     with pytest.raises(ValueError, match="unknown head ''"):
         two.labels()
