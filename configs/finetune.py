@@ -65,7 +65,7 @@ def get_config(argument=None):
     set_recipe(config, options)
     if options.freeze:
         config.optim.lr_multipliers = (("heads/.*", 1.0), (".*", 0.0))
-    config.data.mel = "auto"
+    config.data.mel = "host"
     config.data.cache_gib = 2.0
     config.checkpoint.every_steps = 500
     if options.smoke:

@@ -56,9 +56,7 @@ class Experiment(NamedTuple):
     mesh: Mesh
     spec: tasks.Spec
     dual: tasks.Model
-    undropped: (
-        tasks.Model
-    )  # of the last stage and of evaluation; `dual` if nothing is dropped
+    undropped: tasks.Model  # of the last stage and of evaluation; `dual` if none drops
     tokenizer: tokenize.Tokenizer | None  # none where there is nothing to read
     sources: list[tuple[Source, float]]
     evaluations: dict[str, evaluations.Evaluation]

@@ -348,6 +348,17 @@ def test_runs_that_cannot_be(changes, message, tmp_path):
         experiment.build(small(**changes), tmp_path)
 
 
+def test_a_run_on_noise_names_its_classes(tmp_path):
+    """As a plan does: nothing is read."""
+    config = small(data__source="synthetic_device", data__mel="auto")
+    with pytest.raises(config_lib.ConfigError, match="needs `labels` and `loss`"):
+        experiment.build(config, tmp_path)
+    config.task.heads = {"one": {"labels": ("a", "b", "c"), "loss": "ce"}}
+    built = experiment.build(config, tmp_path)
+    assert built.abstract_batch()["target"].shape == (8, 3)
+    assert built.spec.classes == 3 and built.tokenizer is None
+
+
 def test_a_config_that_only_evaluates_needs_a_model(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="holds no model"):
         loop.evaluate(config_lib.default(), tmp_path)
