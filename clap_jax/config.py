@@ -195,9 +195,10 @@ def default() -> ConfigDict:
 
     # --- evaluation ------------------------------------------------------------
     # name -> {"kind": retrieval | zeroshot | classifier (its own heads) | probe (heads
-    # fitted on frozen vectors; "parts" are changes to the source), "source": {...}, "every_steps": 0 (only at
-    # the end), "batch_size": ..., "crop_seed": random crops of longer clips, as some
-    # references take them, in place of the middle; options of the kind}
+    # fitted on frozen vectors; "parts": name -> changes to the source), "source": {...},
+    # "every_steps": 0 (only at the end), "batch_size": ..., "crop_seed": random crops of
+    # longer clips, as some references take them, in place of the middle; options of the
+    # kind}
     config.evals = ConfigDict()
 
     # --- checkpoints and logs --------------------------------------------------
