@@ -194,19 +194,13 @@ def batch_fields(
     prepare: Prepare, text_length: int, targets: Targets | None = None
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape (of one row) and dtype of everything in a training batch, by its name."""
-    text = {
+    named = {
         "ids": ((text_length,), np.dtype(np.int32)),
         "mask": ((text_length,), np.dtype(bool)),
     }
-    named = text if targets is None else targets.fields
-    return (
-        prepare.fields
-        | named
-        | {
-            "group": ((), np.dtype(np.int32)),
-            "bad": ((), np.dtype(bool)),
-        }
-    )
+    named = named if targets is None else targets.fields
+    rest = {"group": ((), np.dtype(np.int32)), "bad": ((), np.dtype(bool))}
+    return prepare.fields | named | rest
 
 
 def put(batch: dict[str, np.ndarray], row: int, example: dict[str, Any]) -> None:

@@ -39,9 +39,13 @@ def model_flops(dual: Model, spec: Spec, batch_size: int) -> float:
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(dual.init, key)
     if isinstance(spec, ClassifierSpec):
-        hear = jax.jit(lambda *given: dual.encode_audio(*given, train=False)[0][0])
+
+        def hear(variables, sound, key):
+            return dual.encode_audio(variables, sound, train=True, key=key)[0][0]
+
         sound = zoo.example_sound(spec.frontend)
-        return 3 * hear.lower(variables, sound).cost_analysis()["flops"]
+        lowered = jax.jit(hear).lower(variables, sound, key)
+        return 3 * lowered.cost_analysis()["flops"]
 
     def encode(variables, key, sound, ids, mask):
         (za, _), _ = dual.encode_audio(variables, sound, train=True, key=key)
