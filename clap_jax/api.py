@@ -18,12 +18,14 @@ import numpy as np
 from absl import logging
 
 from clap_jax import checkpoint, convert, hub, sharding
+from clap_jax import config as config_lib
 from clap_jax import export as export_lib
 from clap_jax.embed import Embedded, read_ahead
 from clap_jax.embed.ahead import BUDGET_BYTES
 from clap_jax.evals import class_embeddings
 from clap_jax.evals.encode import Heard, ModelEncoder
-from clap_jax.models import zoo
+from clap_jax.models import classifier, zoo
+from clap_jax.models.classifier import ClassifierSpec
 from clap_jax.text import tokenize
 from clap_jax.text.late import LateTokenizer
 
@@ -68,7 +70,7 @@ def load(
         )
     converted = convert.load(found)
     spec = converted.spec
-    if not isinstance(spec, zoo.Spec):
+    if not isinstance(spec, zoo.Spec | ClassifierSpec):
         raise checkpoint.CheckpointError(
             f"{path} holds {spec.name} and no pair of towers that share a space: only "
             "such a pair can be loaded (one tower is what training starts from, with "
@@ -76,7 +78,8 @@ def load(
         )
     for note in converted.notes:
         logging.info("%s: %s", path, note)
-    where = str(tokenizer or converted.tokenizer or spec.tokenizer)
+    own = getattr(spec, "tokenizer", "")
+    where = str(tokenizer or converted.tokenizer or own)
     late = LateTokenizer(functools.partial(_load_tokenizer, where, spec))
     return Clap(
         spec,
@@ -91,6 +94,9 @@ def load(
 class Clap:
     """A language-audio model ready to use. Everything it returns is deterministic.
 
+    Or a classifier that was finetuned from one, which has no text tower: `classify`
+    gives the probabilities of its own `labels`, and `stream` their scores.
+
     spec: what the model is. variables: its weights, as numpy arrays. tokenizer: of its
     texts. extra, origin: tensors of the checkpoint that it came from which the model
     itself does not use, and what that checkpoint was, for writing it back.
@@ -98,9 +104,9 @@ class Clap:
 
     def __init__(
         self,
-        spec: zoo.Spec,
+        spec: zoo.Spec | ClassifierSpec,
         variables: dict[str, Any],
-        tokenizer: tokenize.Tokenizer | LateTokenizer,
+        tokenizer: tokenize.Tokenizer | LateTokenizer | None,
         *,
         batch_size: int = 16,
         extra: Mapping[str, np.ndarray] | None = None,
@@ -109,7 +115,9 @@ class Clap:
         self.spec, self.variables, self.tokenizer = spec, variables, tokenizer
         self.extra, self.origin = dict(extra or {}), origin
         self._batch_size = batch_size
-        self._dual = zoo.build(spec)
+        self.is_classifier = isinstance(spec, ClassifierSpec)
+        build = classifier.build if self.is_classifier else zoo.build
+        self._dual = build(spec)
         self._encoder = ModelEncoder(
             spec,
             self._dual,
@@ -137,8 +145,14 @@ class Clap:
 
         Raises:
             audio.io.AudioError: a clip cannot be read; names it and says why.
+            ValueError: the model is a classifier.
         """
-        rows = [np.zeros((0, self.spec.embed_dim), np.float32)]
+        self._check_pair("embed_audio")
+        return self._vectors(audio)
+
+    def _vectors(self, audio: Audio | Sequence[Audio]) -> np.ndarray:
+        """Embeddings; of a classifier the scores of its classes, float32 [n, C]."""
+        rows = [np.zeros((0, self._encoder.width), np.float32)]
         with contextlib.closing(self._read(_as_list(audio), 4, 0)) as groups:
             for group in groups:
                 for _, _, error in group:
@@ -148,7 +162,8 @@ class Clap:
         return np.concatenate(rows)
 
     def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Embed texts: float32 [n, E], L2-normalised."""
+        """Embed texts: float32 [n, E], L2-normalised. ValueError for a classifier."""
+        self._check_pair("embed_text")
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             return np.zeros((0, self.spec.embed_dim), np.float32)
@@ -167,18 +182,69 @@ class Clap:
     def classify(
         self,
         audio: Audio | Sequence[Audio],
-        labels: Sequence[str],
+        labels: Sequence[str] | None = None,
         template: str | Sequence[str] = "This is a sound of {}.",
+        *,
+        head: str = "",
     ) -> np.ndarray:
-        """Zero-shot class probabilities, float32 [n, C]; rows sum to 1.
+        """Class probabilities, float32 [n, C]; zero-shot, rows sum to 1.
 
         Args:
-            labels: names of the classes, as they are to be read.
+            labels: names of the classes, as they are to be read. A classifier has its
+                own (`labels`) and takes none.
             template: a text with one `{}`, several, or the name of a set in
                 `text.prompts.TEMPLATES`; embeddings are averaged over them.
+            head: of a classifier with several.
+
+        Raises:
+            ValueError: no labels for a pair of towers, or some for a classifier.
         """
+        if self.is_classifier:
+            if labels is not None:
+                raise ValueError(
+                    f"{self.spec.name} is a classifier with classes of its own "
+                    f"({', '.join(self.labels(head)[:5])}, ...): leave out labels"
+                )
+            return self.head_probabilities(self._vectors(audio), head)
+        if labels is None:
+            raise ValueError(
+                f"labels is missing: {self.spec.name} can be asked for any classes"
+            )
         classes = self.embed_labels(labels, template)
         return self.probabilities(self.embed_audio(audio), classes)
+
+    def labels(self, head: str = "") -> tuple[str, ...]:
+        """The classes of a classifier, in the order of `classify`'s columns.
+
+        head: its name, where there are several.
+        """
+        return self._head(head)[1].labels
+
+    def head_probabilities(self, scores: np.ndarray, head: str = "") -> np.ndarray:
+        """What `stream` gives for a classifier, [n, all classes], as probabilities of
+        one head's classes, float32 [n, C]: they sum to 1 where each clip is of one class
+        and are each by itself where it may be of several."""
+        name, found = self._head(head)
+        scores = scores[:, self.spec.columns[name]]
+        if found.loss == "bce":
+            return 1 / (1 + np.exp(-scores))
+        return _softmax(scores)
+
+    def _head(self, name: str) -> tuple[str, classifier.HeadSpec]:
+        if not self.is_classifier:
+            raise ValueError(f"{self.spec.name} is no classifier: it has no classes")
+        heads = self.spec.heads
+        name = name or (next(iter(heads)) if len(heads) == 1 else "")
+        if name not in heads:
+            raise ValueError(config_lib.unknown("head", name, heads))
+        return name, heads[name]
+
+    def _check_pair(self, what: str) -> None:
+        if self.is_classifier:
+            raise ValueError(
+                f"{what} needs a pair of towers, and {self.spec.name} here is a "
+                "classifier: classify(audio) gives the probabilities of its labels"
+            )
 
     def embed_labels(
         self,
@@ -190,9 +256,7 @@ class Clap:
 
     def probabilities(self, za: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Softmax of the scores of [n, E] and [C, E]: float32 [n, C]."""
-        scores = self.score(za, classes)
-        scores = np.exp(scores - scores.max(axis=1, keepdims=True, initial=-np.inf))
-        return scores / scores.sum(axis=1, keepdims=True)
+        return _softmax(self.score(za, classes))
 
     def stream(
         self, audio: Iterable[Audio], *, threads: int = 4, every: int = 0
@@ -234,6 +298,7 @@ class Clap:
 
         What is written, and what the functions take, stands there.
         """
+        self._check_pair("export")
         folder, tokenizer = Path(folder), self._tokenizer()
         export_lib.write(
             folder,
@@ -264,8 +329,8 @@ class Clap:
 
     def _tokenizer(self) -> tokenize.Tokenizer | None:
         """The tokenizer, loaded by now; None when it cannot be had."""
-        if not isinstance(self.tokenizer, LateTokenizer):
-            return self.tokenizer
+        if self.is_classifier or not isinstance(self.tokenizer, LateTokenizer):
+            return None if self.is_classifier else self.tokenizer
         try:
             return self.tokenizer.found
         except ValueError as error:
@@ -329,6 +394,12 @@ class Clap:
         if isinstance(clip, tuple):
             clip = (np.asarray(clip[0]), clip[1])
         return self._encoder.hear(clip, name)
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    """Rows of [n, C] as shares that sum to 1."""
+    scores = np.exp(scores - scores.max(axis=1, keepdims=True, initial=-np.inf))
+    return scores / scores.sum(axis=1, keepdims=True)
 
 
 def _bytes(part: Heard) -> int:

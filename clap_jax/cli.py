@@ -7,6 +7,7 @@ be understood, 130 when it was stopped with Ctrl-C.
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -131,9 +132,9 @@ def _add_classify(commands: Any) -> None:
     _add_common(parser, "+")
     parser.add_argument(
         "--labels",
-        required=True,
         metavar="A,B,C|@FILE",
-        help="the classes, separated by commas, or @ and a file with one a line",
+        help="the classes, separated by commas, or @ and a file with one a line; a "
+        "finetuned classifier has its own",
     )
     parser.add_argument(
         "--template",
@@ -191,6 +192,8 @@ def embed(options: argparse.Namespace) -> int:
     except ValueError as error:
         fail(str(error), status=2)
     clap = _load(options)
+    if clap.is_classifier:
+        fail(f"{options.model} is a classifier, expected a pair of towers", status=2)
     kind = "text" if texts else "path"
     settings = {
         "kind": kind,
@@ -255,19 +258,27 @@ def classify(options: argparse.Namespace) -> int:
     from clap_jax.embed import items
 
     try:
-        labels = _labels(options.labels)
+        labels = None if options.labels is None else _labels(options.labels)
         sounds = items.sounds(options.files)
     except ValueError as error:
         fail(str(error), status=2)
     clap = _load(options)
-    classes = clap.embed_labels(labels, options.template)
+    if clap.is_classifier != (labels is None):
+        found = "has classes of its own" if clap.is_classifier else "has no classes"
+        wanted = "leave out" if clap.is_classifier else "name them by"
+        fail(f"{options.model} {found}: {wanted} --labels", status=2)
+    if clap.is_classifier:
+        labels, probabilities = clap.labels(), clap.head_probabilities
+    else:
+        classes = clap.embed_labels(labels, options.template)
+        probabilities = functools.partial(clap.probabilities, classes=classes)
     count = 0
     for row in clap.stream(sounds, threads=options.threads):
         if row.vector is None:
             print(_printable(f"{row.item}: {row.error}"), file=sys.stderr)
             continue
         count += 1
-        scores = clap.probabilities(row.vector[None], classes)[0]
+        scores = probabilities(row.vector[None])[0]
         ranked = sorted(range(len(labels)), key=lambda i: -scores[i])
         if options.json:
             print(

@@ -3,8 +3,8 @@
 An experiment is a Python file with `get_config(arg)` that starts from `default()` and
 changes what it needs; `--config.a.b=value` overrides on the command line. The
 structure is locked: a key that does not exist is an error that names the nearest one.
-The free-form sections (`model_overrides`, each entry of `data.sources`, each entry of
-`evals`, `augment`) are checked by what they configure.
+The free-form sections (`model_overrides`, each entry of `task.heads`, of `data.sources`
+and of `evals`, `augment`) are checked by what they configure.
 """
 
 import dataclasses
@@ -91,6 +91,24 @@ def default() -> ConfigDict:
     # evaluation, export and `clap_jax.load` use the average.
     config.train.ema_decay = 0.0
 
+    # --- task ------------------------------------------------------------------
+    config.task = ConfigDict()
+    # contrastive: clips and captions find each other | classify: heads on the audio
+    # tower learn the labels of clips; there is no text tower.
+    config.task.name = "contrastive"
+    # Heads of `classify`: name -> {"sources": names of the data.sources whose labels it
+    # learns, "loss": ce (one label each) | bce (any number) | auto (as the clips have
+    # them), "labels": its classes in order (default: those that occur, sorted),
+    # "weight": of its clips in the loss}. Without any, one head learns from all.
+    config.task.heads = ConfigDict()
+    # What heads hear: projection (not normalised, as LAION) | normalised | embedding
+    # (of the tower, without projection).
+    config.task.features = "projection"
+    # Widths of the layers of a head before its last: () linear | (1024,) LAION's MLP ...
+    config.task.hidden = ()
+    # ... and the dropout behind each of them.
+    config.task.dropout = 0.1
+
     # --- loss ------------------------------------------------------------------
     config.loss = ConfigDict()
     # softmax: symmetric cross entropy over the global batch; sigmoid: every pair by
@@ -101,7 +119,8 @@ def default() -> ConfigDict:
     config.loss.impl = "auto"
     # Rows of scores that a device has in memory at a time; 0: by their size.
     config.loss.chunk = 0
-    # Share of the target that is spread over all texts, or clips.
+    # Share of the target that is spread over all texts, or clips; in the task `classify`,
+    # where it is the only one of these keys, over a head's classes.
     config.loss.label_smoothing = 0.0
     # Negatives count in proportion to exp(this * score); 0: all alike.
     config.loss.hard_negatives = 0.0
@@ -128,13 +147,18 @@ def default() -> ConfigDict:
     # Largest global gradient norm; 0 = no clipping.
     config.optim.clip_norm = 1.0
     # [regex, factor] over parameter paths, first match wins, every parameter must
-    # match: learning-rate multipliers (0 freezes) ...
+    # match: learning-rate multipliers (0 freezes; the towers of a classifier, frozen
+    # whole, run as in evaluation) ...
     config.optim.lr_multipliers = ((".*", 1.0),)
     # ... and weight-decay multipliers (biases, norms and scales are spared).
     config.optim.decay_multipliers = (
         (r".*(bias|scale|logit_scale\w*)", 0.0),
         (".*", 1.0),
     )
+
+    # Layer-wise decay of the rate, from each tower's top down: every block has so much
+    # of the rate of the one above it, beside its multiplier. 1 = off.
+    config.optim.layer_decay = 1.0
 
     # --- data ------------------------------------------------------------------
     config.data = ConfigDict()
@@ -180,10 +204,12 @@ def default() -> ConfigDict:
     config.augment = ConfigDict()
 
     # --- evaluation ------------------------------------------------------------
-    # name -> {"kind": retrieval | zeroshot | absent (listed with its reason, not done),
-    # "source": {...}, "every_steps": 0 (only at the end), "batch_size": ..., "crop_seed":
-    # random crops of longer clips, as some references take them, in place of the middle;
-    # "about": what the results shall say of the task; options of the kind}
+    # name -> {"kind": retrieval | zeroshot | classifier (its own heads) | probe (heads
+    # fitted on frozen vectors; "parts": name -> changes to the source) | absent (listed
+    # with its reason, not done), "source": {...}, "every_steps": 0 (only at the end),
+    # "batch_size": ..., "crop_seed": random crops of longer clips, as some references
+    # take them, in place of the middle; "about": what the results shall say of the task;
+    # options of the kind}
     config.evals = ConfigDict()
 
     # --- checkpoints and logs --------------------------------------------------
@@ -231,8 +257,9 @@ def shrink(config: ConfigDict, audio: Mapping, text: Mapping) -> None:
 def lock(config: ConfigDict) -> ConfigDict:
     """Lock the structure; free-form sections stay open (their owners check them)."""
     config.lock()
-    for name in ("model_overrides", "augment", "evals"):
-        config[name].unlock()
+    for section in (config.model_overrides, config.augment, config.evals):
+        section.unlock()
+    config.task.heads.unlock()
     return config
 
 
@@ -323,6 +350,8 @@ _NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
     "optim.beta2": (lambda x: 0 <= x < 1, "0 to less than 1"),
     "optim.epsilon": (lambda x: x >= 0, "0 or more"),
     "optim.weight_decay": (lambda x: x >= 0, "0 or more"),
+    "optim.layer_decay": (lambda x: 0 < x <= 1, "above 0, at most 1 (off)"),
+    "task.dropout": (lambda x: 0 <= x < 1, "0 to less than 1"),
     "optim.warmup_steps": (lambda x: x >= 0, "0 or more"),
     "optim.warmup_percent": (lambda x: 0 <= x <= 100, "0 to 100"),
     "optim.clip_norm": (lambda x: x >= 0, "0 (no clipping) or more"),

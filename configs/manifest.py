@@ -21,11 +21,8 @@ Use `--config.model=... --config.init_from=...` to start from something larger.
 """
 
 from clap_jax import config as config_lib
-from clap_jax.pipeline.manifest import inspect_manifest
+from clap_jax.pipeline import splits
 from clap_jax.text import prompts
-
-# Splits that never train, the one to test on first.
-HELD_OUT = ("test", "eval", "validation", "valid", "val", "dev")
 
 
 def get_config(argument=None):
@@ -38,8 +35,8 @@ def get_config(argument=None):
             "configs/manifest.py needs a table or a folder: "
             "--config=configs/manifest.py:sounds.csv"
         )
-    table = inspect_manifest(options.path)
-    train_rows, test_rows = split_rows(table, options.test, options.validation)
+    table = splits.inspect(options.path)
+    train_rows, test_rows = splits.held_out(table, options.test, options.validation)
 
     config = config_lib.default()
     config.model = "small_conv"
@@ -87,42 +84,3 @@ def get_config(argument=None):
         config.train.total_steps = 2
         config.train.log_steps = 1
     return config
-
-
-def split_rows(table, test, validation):
-    """Filters for the rows to train on and to test on.
-
-    With `validation`, the test rows stay unseen and validation rows are scored.
-    """
-    columns = [table[f"{kind}_column"] for kind in ("split", "fold")]
-    divided = [name for name in columns if len(table["values"].get(name, ())) > 1]
-    asked = {test, validation} - {""}
-    if not divided:
-        if asked:
-            raise config_lib.ConfigError(
-                f"there is no {min(asked)!r} to hold out: {table['path']} has no split or "
-                "fold column with more than one value; leave out test and validation to "
-                "train and test on every row"
-            )
-        return {}, {}
-    column, names = divided[0], table["values"][divided[0]]
-    unknown = asked - set(names)
-    if unknown:
-        raise config_lib.ConfigError(
-            f"{column} has no value {min(unknown)!r}; it has {names}"
-        )
-    reserved = sorted(
-        (name for name in names if name.lower() in HELD_OUT),
-        key=lambda name: HELD_OUT.index(name.lower()),
-    )
-    # Rows without a value train, unless all other rows are said to.
-    others = [name for name in names if name and not name.lower().startswith("train")]
-    rest = "" if "" in names else names[-1]
-    test = test or next(iter(reserved + others[::-1]), rest)
-    train = [name for name in names if name not in {test, *asked, *reserved}]
-    if not train:
-        raise config_lib.ConfigError(
-            f"no rows are left to train on: {column} has only {names}, all held out; "
-            "name the rows to train on train"
-        )
-    return {column: train}, {column: [validation or test]}

@@ -10,7 +10,7 @@ every tensor of the original again, bit for bit.
 """
 
 from clap_jax.convert.files import FileError
-from clap_jax.convert.models import Converted, Origin, load
+from clap_jax.convert.models import Converted, Origin, load, read_any_spec
 from clap_jax.convert.rules import ConversionError
 from clap_jax.convert.save import TARGETS, convert, write
 
@@ -22,5 +22,6 @@ __all__ = [
     "Origin",
     "convert",
     "load",
+    "read_any_spec",
     "write",
 ]

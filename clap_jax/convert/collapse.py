@@ -10,6 +10,7 @@ from clap_jax.convert import probe
 from clap_jax.convert.models import Converted
 from clap_jax.convert.starts import TowerStart
 from clap_jax.models.captioner import CaptionerSpec
+from clap_jax.models.classifier import ClassifierSpec
 
 MEAN_LIMIT = 0.995
 """Mean cosine between different inputs above which a tower counts as collapsed.
@@ -25,7 +26,7 @@ def notes(converted: Converted) -> list[str]:
     if isinstance(spec, TowerStart):
         return []
     found = [note("sounds", probe.audio_embeddings(spec, variables, release))]
-    if isinstance(spec, CaptionerSpec):
+    if isinstance(spec, CaptionerSpec | ClassifierSpec):
         return found
     folder = converted.tokenizer
     try:

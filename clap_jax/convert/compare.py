@@ -15,6 +15,7 @@ from clap_jax.convert import probe
 from clap_jax.convert.models import AnySpec, Converted, load
 from clap_jax.convert.starts import TowerStart
 from clap_jax.models.captioner import CaptionerSpec
+from clap_jax.models.classifier import ClassifierSpec
 
 # Tensors that are listed by name, the most different first.
 _LISTED = 12
@@ -140,7 +141,7 @@ def _embeddings(
         for model in pair
     ]
     found = {"audio": _apart(*sounds)}
-    if any(isinstance(spec, CaptionerSpec) for spec in specs):
+    if any(isinstance(spec, CaptionerSpec | ClassifierSpec) for spec in specs):
         return found
     folders = [model.tokenizer for model in pair]
     if None in folders:

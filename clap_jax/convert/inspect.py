@@ -16,6 +16,7 @@ from clap_jax.audio import mel
 from clap_jax.convert.models import AnySpec, Converted, load
 from clap_jax.convert.rules import is_float
 from clap_jax.convert.starts import TowerStart
+from clap_jax.models.classifier import ClassifierSpec
 
 # Tensors that are zero in a healthy model: biases at the start, and counters.
 _MAY_BE_ZERO = ("bias", "num_batches_tracked", "position_ids", "token_type_ids", "mask")
@@ -82,10 +83,18 @@ def _spec_facts(spec: AnySpec) -> dict[str, str]:
     facts = {"audio": _tower(spec.audio.kind, spec.audio.options)}
     if hasattr(spec, "text"):
         facts["text"] = _tower(spec.text.kind, spec.text.options)
+    elif isinstance(spec, ClassifierSpec):
+        facts["classes"] = "; ".join(
+            f"{name}: {len(head.labels)} ({head.loss})"
+            for name, head in spec.heads.items()
+        )
+        facts["heads"] = f"on the {spec.features}, hidden {spec.hidden or 'none'}"
     else:
         facts["decoder"] = _tower(spec.decoder.kind, spec.decoder.options)
         facts["mapper"] = ", ".join(f"{k} {v}" for k, v in spec.mapper.items())
-    facts["vocabulary"] = f"{spec.vocab_size:,} ({spec.tokenizer or 'own tokenizer'})"
+    if not isinstance(spec, ClassifierSpec):
+        own = spec.tokenizer or "own tokenizer"
+        facts["vocabulary"] = f"{spec.vocab_size:,} ({own})"
     facts["head"] = f"{spec.head} to {spec.embed_dim}"
     facts["front end"] = front_end(spec.frontend)
     return facts

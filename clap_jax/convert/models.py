@@ -12,14 +12,15 @@ from clap_jax import checkpoint, sharding
 from clap_jax.convert import files, layouts, starts, trees, writing
 from clap_jax.convert.rules import ConversionError
 from clap_jax.convert.starts import TowerStart
-from clap_jax.models import captioner, zoo
+from clap_jax.models import zoo
 from clap_jax.models.captioner import CaptionerSpec
+from clap_jax.models.classifier import ClassifierSpec
 
 SPEC_FILE = "spec.json"
 EXTRA_FILE = "extra.safetensors"
 ORIGIN_FILE = "origin.json"
 
-AnySpec = zoo.Spec | CaptionerSpec | TowerStart
+AnySpec = zoo.Spec | CaptionerSpec | ClassifierSpec | TowerStart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,7 @@ def load(path: str | Path, tokenizer: str | Path | None = None) -> Converted:
         found = _foreign(files.read(path))
     if tokenizer is not None:
         found.tokenizer = Path(tokenizer)
-    if found.tokenizer is None and not isinstance(found.spec, TowerStart):
+    if found.tokenizer is None and hasattr(found.spec, "tokenizer"):
         wanted = f" (it is {found.spec.tokenizer})" if found.spec.tokenizer else ""
         found.notes.append(
             f"no tokenizer comes with it{wanted}; --tokenizer=FOLDER gives it one"
@@ -198,17 +199,19 @@ def _own_start(path: Path) -> Converted:
     )
 
 
-def read_any_spec(path: Path) -> zoo.Spec | CaptionerSpec:
-    """The spec of a `spec.json`, of a model or of a captioner.
+def read_any_spec(path: Path) -> zoo.Spec | CaptionerSpec | ClassifierSpec:
+    """The spec of a `spec.json`, of a model, of a captioner or of a classifier.
 
     Errors: ValueError naming the file.
     """
-    if "captioner" not in files.read_json(path):
-        return zoo.read_spec(path)
-    try:
-        return captioner.CaptionerSpec.from_json(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not a captioner's spec: {error}") from error
+    found = files.read_json(path)
+    for kind, spec in (("captioner", CaptionerSpec), ("classifier", ClassifierSpec)):
+        if kind in found:
+            try:
+                return spec.from_json(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"{path} is not a {kind}'s spec: {error}") from error
+    return zoo.read_spec(path)
 
 
 def _read_origin(path: Path) -> Origin:

@@ -15,8 +15,10 @@ import numpy as np
 from clap_jax.audio import frontend as frontend_lib
 from clap_jax.audio import views
 from clap_jax.audio.mel import Frontend
-from clap_jax.models import captioner, zoo
+from clap_jax.models import captioner, classifier, zoo
 from clap_jax.models.captioner import CaptionerSpec
+from clap_jax.models.classifier import ClassifierSpec
+from clap_jax.models.dual import l2_normalise
 from clap_jax.models.tower import Sound
 from clap_jax.text import tokenize
 
@@ -119,7 +121,7 @@ def _special(spec: zoo.Spec) -> tuple[int | None, int, int]:
 
 
 def audio_embeddings(
-    spec: zoo.Spec | CaptionerSpec,
+    spec: zoo.Spec | CaptionerSpec | ClassifierSpec,
     variables: Mapping[str, Any],
     release: Callable[[], None],
 ) -> np.ndarray:
@@ -130,6 +132,12 @@ def audio_embeddings(
     heard = sound(spec.frontend)
     if isinstance(spec, CaptionerSpec):
         encode = captioner.build(spec).prefix
+    elif isinstance(spec, ClassifierSpec):
+        features = classifier.build(spec).features
+
+        def encode(part: Any, x: Sound) -> Any:
+            return l2_normalise(features(part, x)[0][0])
+
     else:
         dual = zoo.build(spec)
 
@@ -161,7 +169,8 @@ def _side(
     """The variables of one tower and its head, on the device."""
     params, names = variables["params"], (side, f"{side}_projection")
     state = variables["state"].get(side, {})
-    tree = {"params": {n: params[n] for n in names}, "state": {side: state}}
+    known = {n: params[n] for n in names if n in params}
+    tree = {"params": known, "state": {side: state}}
     leaves, structure = jax.tree.flatten(tree)
     placed, seen = [], 0
     for leaf in leaves:

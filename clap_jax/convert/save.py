@@ -22,6 +22,7 @@ from clap_jax.convert import models as models_lib
 from clap_jax.convert.models import Converted, load
 from clap_jax.convert.starts import TowerStart
 from clap_jax.models.captioner import CaptionerSpec
+from clap_jax.models.classifier import ClassifierSpec
 
 TARGETS = ("clap_jax", "hf", "laion", "msclap", "blat")
 
@@ -149,7 +150,7 @@ def _check_target(converted: Converted, to: str) -> None:
         )
     if to == "clap_jax":
         return
-    kinds = {TowerStart: (), CaptionerSpec: ("msclap",)}
+    kinds = {TowerStart: (), ClassifierSpec: (), CaptionerSpec: ("msclap",)}
     names = kinds.get(type(spec), TARGETS)
     if to not in names:
         raise ValueError(

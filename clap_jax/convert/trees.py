@@ -10,19 +10,23 @@ import numpy as np
 from clap_jax import sharding
 from clap_jax.convert import rules
 from clap_jax.convert.rules import Extra, Rule
-from clap_jax.models import captioner, zoo
+from clap_jax.models import captioner, classifier, zoo
 from clap_jax.models.captioner import CaptionerSpec
+from clap_jax.models.classifier import ClassifierSpec
 
 
-def shapes(spec: zoo.Spec | CaptionerSpec) -> dict[str, Any]:
+def shapes(spec: zoo.Spec | CaptionerSpec | ClassifierSpec) -> dict[str, Any]:
     """The tree of shapes and dtypes of a model's variables; nothing is computed."""
     return _shapes(type(spec), spec.to_json())
+
+
+_BUILD = {CaptionerSpec: captioner.build, ClassifierSpec: classifier.build}
 
 
 # A spec is no key of a dict, its JSON is. Tracing a model takes a second.
 @functools.lru_cache(maxsize=32)
 def _shapes(kind: type, text: str) -> dict[str, Any]:
-    build = captioner.build if kind is CaptionerSpec else zoo.build
+    build = _BUILD.get(kind, zoo.build)
     return jax.eval_shape(build(kind.from_json(text)).init, jax.random.key(0))
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from clap_jax import config as config_lib
 from clap_jax.evals.absent import Absent
 from clap_jax.evals.base import Encoder, Result
+from clap_jax.evals.classify import HeadScores
+from clap_jax.evals.probe import Probe
 from clap_jax.evals.retrieval import Retrieval
 from clap_jax.evals.zeroshot import ZeroShot, class_embeddings
 
@@ -17,6 +19,8 @@ __all__ = [
     "EVALUATORS",
     "Absent",
     "Encoder",
+    "HeadScores",
+    "Probe",
     "Result",
     "Retrieval",
     "ZeroShot",
@@ -24,20 +28,32 @@ __all__ = [
     "class_embeddings",
 ]
 
-EVALUATORS = {"retrieval": Retrieval, "zeroshot": ZeroShot, "absent": Absent}
+EVALUATORS = {
+    "absent": Absent,
+    "classifier": HeadScores,
+    "probe": Probe,
+    "retrieval": Retrieval,
+    "zeroshot": ZeroShot,
+}
 
 WITHOUT_SOURCE = ("absent",)
 """Kinds of evaluators that read nothing."""
 
+WITHOUT_TEXTS = ("absent", "classifier", "probe")
+"""Kinds of evaluators that never ask for a text."""
+
 
 def build_evaluator(
-    kind: str, source: "Source | None", options: Mapping[str, Any] | None = None
-) -> Retrieval | ZeroShot | Absent:
+    kind: str,
+    source: "Source | dict[str, Source] | None",
+    options: Mapping[str, Any] | None = None,
+) -> Absent | HeadScores | Probe | Retrieval | ZeroShot:
     """Makes an evaluator by name; it has one method, `run(encoder) -> Result`.
 
     Args:
         kind: a key of `EVALUATORS`.
-        source: the clips; None for kinds in `WITHOUT_SOURCE`.
+        source: the clips; of a probe its parts by name; None for kinds in
+            `WITHOUT_SOURCE`.
         options: keyword arguments of the evaluator.
 
     Raises:

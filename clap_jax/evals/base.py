@@ -36,9 +36,8 @@ class Remembering:
         self._encoder = encoder
         self._heard: dict[int, Any] = {}
 
-    @property
-    def scale(self) -> float:
-        return self._encoder.scale
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
 
     def audio(self, source: "Source") -> tuple[np.ndarray, np.ndarray]:
         """As `Encoder.audio`, for the same object once."""
@@ -46,9 +45,6 @@ class Remembering:
             # With the source, so that its id is of no other while this lives.
             self._heard[id(source)] = source, self._encoder.audio(source)
         return self._heard[id(source)][1]
-
-    def text(self, texts: Sequence[str]) -> np.ndarray:
-        return self._encoder.text(texts)
 
 
 @dataclass(frozen=True)
@@ -110,8 +106,13 @@ class Result:
     clips: np.ndarray | None = None
 
 
-def encode_audio(encoder: Encoder, source: "Source") -> tuple[np.ndarray, np.ndarray]:
+def encode_audio(
+    encoder: Encoder, source: "Source", unit: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings of the clips that could be read.
+
+    Args:
+        unit: whether the encoder gives vectors of length one.
 
     Returns:
         float32 [k, E] and the positions int64 [k] of these clips in the source.
@@ -133,7 +134,9 @@ def encode_audio(encoder: Encoder, source: "Source") -> tuple[np.ndarray, np.nda
             f"source '{source.name}': none of its {len(source)} clips could be read, "
             "so there is nothing to evaluate"
         )
-    return _unit(embeddings[clips], f"audio of source '{source.name}'", clips), clips
+    what = f"audio of source '{source.name}'"
+    checked = _unit if unit else _finite
+    return checked(embeddings[clips], what, clips), clips
 
 
 def encode_text(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
@@ -157,8 +160,8 @@ def encode_text(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
     return rows[[place[text] for text in texts]]
 
 
-def _unit(embeddings: np.ndarray, what: str, positions: np.ndarray) -> np.ndarray:
-    """`embeddings` as float32 after checks; errors name a position."""
+def _finite(embeddings: np.ndarray, what: str, positions: np.ndarray) -> np.ndarray:
+    """`embeddings` as float32 after a check; errors name a position."""
     embeddings = embeddings.astype(np.float32)
     broken = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if len(broken):
@@ -167,6 +170,12 @@ def _unit(embeddings: np.ndarray, what: str, positions: np.ndarray) -> np.ndarra
             f"(NaN or infinite), the first at index {positions[broken[0]]}: has the "
             "training diverged?"
         )
+    return embeddings
+
+
+def _unit(embeddings: np.ndarray, what: str, positions: np.ndarray) -> np.ndarray:
+    """As `_finite`; rows are of length one too."""
+    embeddings = _finite(embeddings, what, positions)
     norms = np.linalg.norm(embeddings, axis=1)
     wrong = np.flatnonzero(np.abs(norms - 1) > NORM_TOLERANCE)
     if len(wrong):

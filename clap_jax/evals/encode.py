@@ -5,6 +5,11 @@ and a clip's vector does not depend on its neighbours.
 """
 
 import copy
+import dataclasses
+import functools
+import hashlib
+import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,17 +20,22 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from clap_jax import config as config_lib
 from clap_jax import sharding
 from clap_jax.audio import crop, io
 from clap_jax.audio import frontend as frontend_lib
 from clap_jax.audio.mel import Frontend
 from clap_jax.models import zoo
+from clap_jax.models.classifier import Classifier, ClassifierSpec
 from clap_jax.models.dual import Dual
 from clap_jax.models.tower import Sound
 from clap_jax.pipeline import loader
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source
 from clap_jax.text.tokenize import Tokenizer
+
+# See `ModelEncoder`.
+OUTPUTS = ("vector", "projection", "embedding")
 
 MAX_WHOLE_SECONDS = 300
 """Models that take whole clips get longer ones in equal parts of at most this length."""
@@ -62,24 +72,32 @@ class ModelEncoder:
         threads: clips decoded at a time.
         crop_seed: when given, `audio` crops longer clips at random, as some references
             do at inference; another number, other crops.
+        output: what a clip becomes: "vector" (of a pair of towers the embedding, of
+            length one; of a classifier the scores of its classes), "projection" (before
+            it is normalised) or "embedding" (of the audio tower).
     """
 
     def __init__(
         self,
-        spec: zoo.Spec,
-        dual: Dual,
-        tokenizer: Tokenizer,
+        spec: zoo.Spec | ClassifierSpec,
+        dual: Dual | Classifier,
+        tokenizer: Tokenizer | None,
         *,
         mesh: Mesh | None = None,
         batch_size: int = 64,
         threads: int = 4,
         crop_seed: int | None = None,
+        output: str = "vector",
     ):
         if crop_seed is not None and spec.frontend.whole_clip:
             raise ValueError(
                 f"crop_seed is {crop_seed}, expected none: {spec.name} hears whole clips"
             )
+        if output not in OUTPUTS:
+            raise ValueError(config_lib.unknown("output", output, OUTPUTS))
         self.spec, self._dual, self._tokenizer = spec, dual, tokenizer
+        self.output = output
+        self._unit = output == "vector" and isinstance(spec, zoo.Spec)
         self._mesh = sharding.make_mesh() if mesh is None else mesh
         # A mesh of one host's devices is that host's own business.
         alone = len({device.process_index for device in self._mesh.devices.flat}) == 1
@@ -96,7 +114,8 @@ class ModelEncoder:
         while self._batch_sizes[-1] > devices:
             smaller = self._batch_sizes[-1] // 4
             self._batch_sizes.append(max(-(-smaller // devices) * devices, devices))
-        self._encode_audio = jax.jit(partial(_encode_audio, spec, dual, self._mesh))
+        hear = partial(_encode_audio, spec, dual, self._mesh, output)
+        self._encode_audio = jax.jit(hear)
         self._encode_text = jax.jit(partial(_encode_text, dual))
 
     def using(self, variables: dict[str, Any]) -> "ModelEncoder":
@@ -115,6 +134,37 @@ class ModelEncoder:
         where = getattr(leaf, "sharding", None)
         return getattr(where, "mesh", None) == self._mesh
 
+    @functools.cached_property
+    def width(self) -> int:
+        """How many numbers a clip becomes."""
+        spec, dual = self.spec, self._dual
+        if self.output == "vector":
+            return spec.embed_dim if isinstance(spec, zoo.Spec) else spec.classes
+        variables = jax.eval_shape(dual.init, jax.random.key(0))
+        example = zoo.example_sound(spec.frontend)
+        (_, aux), _ = jax.eval_shape(dual.encode_audio, variables, example)
+        return aux[self.output].shape[-1]
+
+    def digest(self) -> str:
+        """Short hex of all that makes a clip's vector but the clip: the front end, the
+        tower and its weights, what is taken of it, and how longer clips are cut."""
+        facts = {
+            "frontend": dataclasses.asdict(self.spec.frontend),
+            "audio": dataclasses.asdict(self.spec.audio),
+            "head": self.spec.head,
+            "output": self.output,
+            "crop_seed": self._crop_seed,
+        }
+        text = json.dumps(facts, sort_keys=True)
+        digest = hashlib.blake2b(text.encode(), digest_size=8)
+        flat = sharding.flatten(self._variables)
+        for path in sorted(flat):
+            if re.match(r"(params|state)/(audio|heads)", path):
+                digest.update(path.encode())
+                leaf = np.asarray(self._gather(flat[path]), order="C")
+                digest.update(leaf.reshape(-1).view(np.uint8))
+        return digest.hexdigest()
+
     @property
     def scale(self) -> float:
         """What similarities are multiplied by in the model's score."""
@@ -122,20 +172,24 @@ class ModelEncoder:
 
     def protocol(self) -> dict[str, Any]:
         """How clips and texts reach the model, for a result's protocol."""
-        words = self.spec.tokenizer or "trained on the captions"
-        return {
+        said = {
             "clip": hearing(self.spec.frontend, self._crop_seed),
             "front_end": front_end(self.spec.frontend),
-            "text": (
+        }
+        if self._tokenizer is not None:
+            words = self.spec.tokenizer or "trained on the captions"
+            said["text"] = (
                 f"at most {self._tokenizer.length} tokens ({words}, "
                 f"{self.spec.tokenizer_style}), cut at the end"
-            ),
-        }
+            )
+        return said
 
     def audio(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings float32 [n, E] of every clip of `source`, and which could be read,
-        bool [n]. Of a clip that is longer than a window, `hearing` says what is heard."""
-        embeddings = np.zeros((len(source), self.spec.embed_dim), np.float32)
+        bool [n]. Of a clip that is longer than a window, `hearing` says what is heard.
+
+        With another `output` than "vector", that in their place."""
+        embeddings = np.zeros((len(source), self.width), np.float32)
         kept = np.zeros(len(source), bool)
         whole_clip = self.spec.frontend.whole_clip
         read = loader.eval_clips if whole_clip else loader.eval_batches
@@ -183,9 +237,10 @@ class ModelEncoder:
     def clips(self, clips: Sequence[Heard]) -> np.ndarray:
         """Embeddings float32 [n, E] of clips, each the same alone and among others.
 
-        The vectors of a clip's pieces are averaged by their seconds, and normalised.
+        The vectors of a clip's pieces are averaged by their seconds, and normalised
+        where they were of length one.
         """
-        embeddings = np.zeros((len(clips), self.spec.embed_dim), np.float32)
+        embeddings = np.zeros((len(clips), self.width), np.float32)
         self._fill(embeddings, list(enumerate(clips)))
         return embeddings
 
@@ -234,7 +289,7 @@ class ModelEncoder:
             for vector, number, share in self._encode_rows(rows[:limit], length):
                 embeddings[number] += share * vector
                 shares[int(number)] = share
-        cut = [number for number, share in shares.items() if share < 1]
+        cut = [n for n, share in shares.items() if share < 1 and self._unit]
         embeddings[cut] /= np.linalg.norm(embeddings[cut], axis=1, keepdims=True)
         return list(shares)
 
@@ -365,14 +420,15 @@ def _heard(clip: Mapping[str, Any], frontend: Frontend, seconds: float) -> Heard
 
 
 def _encode_audio(
-    spec: zoo.Spec,
-    dual: Dual,
+    spec: zoo.Spec | ClassifierSpec,
+    dual: Dual | Classifier,
     mesh: Mesh,
+    output: str,
     variables: Any,
     batch: dict[str, jax.Array],
 ) -> jax.Array:
-    (za, _), _ = dual.encode_audio(variables, sound(batch, spec.frontend, mesh))
-    return za
+    (za, aux), _ = dual.encode_audio(variables, sound(batch, spec.frontend, mesh))
+    return za if output == "vector" else aux[output].astype(jnp.float32)
 
 
 def _encode_text(dual: Dual, variables: Any, ids: jax.Array, mask: jax.Array):

@@ -75,7 +75,15 @@ def _constrain(params: Mapping[str, Any]) -> dict[str, Any]:
     return {**params, "logit_scale_a": scale}
 
 
-def _encoder(side: str, tower: Tower, head: Tower) -> Callable[..., Any]:
+def heard(audio: Any) -> Sound:
+    """A log-mel, or a `Sound`, as towers take it: arrays, the mel in float32."""
+    sound = jax.tree.map(jnp.asarray, as_sound(audio))
+    return sound._replace(mel=sound.mel.astype(jnp.float32))
+
+
+def encoder(side: str, tower: Tower, head: Tower) -> Callable[..., Any]:
+    """A tower with its head, `(variables, x, train, key) -> ((z, aux), new_state)`."""
+
     def encode(
         variables: Mapping[str, Any], x: Any, train: bool, key: jax.Array | None
     ) -> tuple[tuple[Any, dict[str, Any]], dict[str, Any]]:
@@ -143,8 +151,8 @@ def make(
             params["logit_bias"] = jnp.float32(logit_bias_init)
         return {"params": params, "state": state}
 
-    encode_a = _encoder("audio", audio, audio_projection)
-    encode_t = _encoder("text", text, text_projection)
+    encode_a = encoder("audio", audio, audio_projection)
+    encode_t = encoder("text", text, text_projection)
 
     def encode_audio(
         variables: Mapping[str, Any],
@@ -153,10 +161,7 @@ def make(
         train: bool = False,
         key: jax.Array | None = None,
     ) -> Any:
-        sound = as_sound(audio)
-        sound = jax.tree.map(jnp.asarray, sound)
-        sound = sound._replace(mel=sound.mel.astype(jnp.float32))
-        return encode_a(variables, sound, train, key)
+        return encode_a(variables, heard(audio), train, key)
 
     def encode_text(
         variables: Mapping[str, Any],

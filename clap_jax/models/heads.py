@@ -68,6 +68,23 @@ class _Msclap(nn.Module):
         return layers.layer_norm(1e-5, self.dtype, "norm")(first + second), {}
 
 
+class _Classes(nn.Module):
+    classes: int
+    hidden: tuple[int, ...]
+    dropout: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B D"], train: bool
+    ) -> tuple[Float[Array, "B C"], dict[str, Any]]:
+        for i, width in enumerate((*self.hidden, self.classes)):
+            if i:
+                x = nn.relu(x)
+                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = nn.Dense(width, kernel_init=layers.torch_init, name=f"linear{i + 1}")(x)
+        return x, {}
+
+
 HEADS = {
     "linear": _Linear,
     "laion_mlp": _LaionMlp,
@@ -88,3 +105,13 @@ def tower(kind: str, embed_dim: int, *, dtype: str = "float32") -> Tower:
     if kind not in HEADS:
         raise ValueError(config_lib.unknown("head", kind, HEADS))
     return from_linen(HEADS[kind](embed_dim, jnp.dtype(dtype)))
+
+
+def classes(count: int, hidden: tuple[int, ...] = (), dropout: float = 0.1) -> Tower:
+    """A head that scores classes, as a tower: [B, D] to float32 [B, C], no aux.
+
+    Linear layers to each width of `hidden` and to the C = `count` classes, with ReLU and
+    dropout between them (LAION-CLAP `clap_module/linear_probe.py`; with `--lp-mlp`,
+    hidden is (1024,) and dropout 0.1 in `model.py`, `MLPLayers`).
+    """
+    return from_linen(_Classes(count, tuple(hidden), dropout))

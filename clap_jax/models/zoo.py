@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clap_jax import config as config_lib
-from clap_jax.audio.mel import FRONTENDS
+from clap_jax.audio.mel import FRONTENDS, Frontend
 from clap_jax.models import drop, dual, heads, layers
 from clap_jax.models.spec import (
     AUDIO_TOWERS,
@@ -18,7 +18,7 @@ from clap_jax.models.spec import (
     from_dict,
     read_spec,
 )
-from clap_jax.models.tower import Sound
+from clap_jax.models.tower import Sound, Tower
 
 __all__ = ["SPECS", "Spec", "TowerSpec", "build", "get_spec", "read_spec"]
 
@@ -228,19 +228,12 @@ def build(
     Errors: ValueError on an unknown dtype or remat, shares that are not in [0, 1) or
     leave nothing, and a tower that cannot drop.
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(config_lib.unknown("dtype", dtype, ("float32", "bfloat16")))
-    if remat not in layers.REMAT:
-        raise ValueError(config_lib.unknown("remat", remat, layers.REMAT))
     patches = {"patch_drop": patch_drop, "frequency_drop": frequency_drop}
-    for name, rate in {**patches, "token_drop": token_drop}.items():
-        drop.check(name, rate)
-    drop.tokens_kept(token_drop, spec.text_length)
     compute = {"dtype": dtype, "remat": remat}
+    audio = audio_tower(spec, **compute, **patches)
+    drop.check("token_drop", token_drop)
+    drop.tokens_kept(token_drop, spec.text_length)
     sound, ids, mask = examples(spec)
-    audio = AUDIO_TOWERS[spec.audio.kind].tower(
-        spec.audio.options, **compute, **patches
-    )
     text = TEXT_TOWERS[spec.text.kind].tower(
         spec.text.options, spec.vocab_size, **compute, token_drop=token_drop
     )
@@ -256,16 +249,41 @@ def build(
     )
 
 
+def audio_tower(
+    spec: Any,
+    *,
+    dtype: str = "float32",
+    remat: str = "none",
+    patch_drop: float = 0.0,
+    frequency_drop: float = 0.0,
+) -> Tower:
+    """The audio tower of any spec that has one; arguments and errors as for `build`."""
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(config_lib.unknown("dtype", dtype, ("float32", "bfloat16")))
+    if remat not in layers.REMAT:
+        raise ValueError(config_lib.unknown("remat", remat, layers.REMAT))
+    patches = {"patch_drop": patch_drop, "frequency_drop": frequency_drop}
+    for name, rate in patches.items():
+        drop.check(name, rate)
+    return AUDIO_TOWERS[spec.audio.kind].tower(
+        spec.audio.options, dtype=dtype, remat=remat, **patches
+    )
+
+
 def examples(spec: Spec) -> tuple[Sound, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of one clip, and of the ids and the mask of one text."""
-    frontend = spec.frontend
+    tokens = (1, spec.text_length)
+    ids = jax.ShapeDtypeStruct(tokens, jnp.int32)
+    mask = jax.ShapeDtypeStruct(tokens, jnp.bool_)
+    return example_sound(spec.frontend), ids, mask
+
+
+def example_sound(frontend: Frontend) -> Sound:
+    """Shapes and dtypes of one clip."""
     views = (frontend.views,) if frontend.views > 1 else ()
     shape = (1, *views, frontend.clip_frames, frontend.mels)
-    sound = Sound(
+    return Sound(
         mel=jax.ShapeDtypeStruct(shape, jnp.float32),
         longer=jax.ShapeDtypeStruct((1,), jnp.bool_) if views else None,
         frames=jax.ShapeDtypeStruct((1,), jnp.int32) if frontend.whole_clip else None,
     )
-    tokens = (1, spec.text_length)
-    ids = jax.ShapeDtypeStruct(tokens, jnp.int32)
-    return sound, ids, jax.ShapeDtypeStruct(tokens, jnp.bool_)

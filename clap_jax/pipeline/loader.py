@@ -23,6 +23,7 @@ from absl import logging
 
 from clap_jax.audio import io
 from clap_jax.pipeline import leftovers
+from clap_jax.pipeline.labels import Targets
 from clap_jax.pipeline.ops import (
     Clip,
     Clips,
@@ -46,7 +47,7 @@ ENDLESS = 2**62
 def train_dataset(
     sources: Sequence[tuple[Source, float | None]],
     prepare: Prepare,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     *,
     batch_size: int,
     seed: int,
@@ -56,6 +57,7 @@ def train_dataset(
     workers: int = 0,
     prefetch: int = 4,
     read_together: int = 1,
+    targets: Targets | None = None,
 ) -> "TrainDataset":
     """Endless, shuffled, checkpointable batches.
 
@@ -72,6 +74,8 @@ def train_dataset(
         ArrayRecord) read a block by one request. Each host and each worker process
         reads the blocks that its own clips are in, so that requests fall by G where
         POOL_BLOCKS * G clips are few beside its part of a batch, or where it is alone.
+    targets: when given, a batch has the labels of clips (see there) in place of `ids`
+        and `mask`, and needs no tokenizer.
 
     A batch is a dict: `mel` float16 [B, N, F] or `wave` int16 [B, T]; `ids` int32 [B, L]
     and `mask` bool [B, L] of a caption drawn from the clip's; `group` int32 [B], equal
@@ -117,7 +121,9 @@ def train_dataset(
         raise ValueError(
             f"rows are {list(rows)}, expected {batch_size} numbers below {global_batch}"
         )
-    batches = TrainBatches(clips, order, tokenizer, global_batch, rows, threads)
+    batches = TrainBatches(
+        clips, order, tokenizer, global_batch, rows, threads, targets
+    )
     return TrainDataset(batches, threads, workers, prefetch)
 
 
@@ -128,13 +134,14 @@ class TrainBatches:
         self,
         clips: Sequence[Clips],
         order: Order,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         global_batch: int,
         rows: Sequence[int],
         threads: int,
+        targets: Targets | None = None,
     ):
         self.order, self.global_batch = order, global_batch
-        self._clips, self._tokenizer = clips, tokenizer
+        self._clips, self._tokenizer, self._targets = clips, tokenizer, targets
         self._rows, self._batch_size = tuple(rows), len(rows)
         self._decoder = Decoder(threads)
         size, self._together = order.read_together, None
@@ -151,17 +158,23 @@ class TrainBatches:
 
         prepare = self._clips[0].prepare
         batch = prepare.blank(self._batch_size)
+        if self._targets is not None:
+            batch |= self._targets.blank(self._batch_size)
         group = np.empty(self._batch_size, np.int32)
         captions = []
         for row, (draw, (which, _), clip) in enumerate(zip(draws, places, found)):
             source = self._clips[which].source
             rng = example_generator(self.order.seed, draw)
-            captions.append(draw_caption(source, clip.index, rng))
+            if self._targets is None:
+                captions.append(draw_caption(source, clip.index, rng))
+            else:
+                self._targets.put(batch, row, which, source.tags(clip.index))
             put(batch, row, prepare.example(clip.whole, rng))
             group[row] = group_number(source.name, source.group(clip.index))
-        ids, mask = self._tokenizer(captions)
+        if self._targets is None:
+            batch["ids"], batch["mask"] = self._tokenizer(captions)
         bad = np.array([clip.bad for clip in found])
-        return batch | {"ids": ids, "mask": mask, "group": group, "bad": bad}
+        return batch | {"group": group, "bad": bad}
 
     def _fetch(self, places: list[tuple[int, int]]) -> list[Clip]:
         """Clips in the order of `places`; those that take work, in threads."""
@@ -181,15 +194,16 @@ class TrainBatches:
 
 
 def batch_fields(
-    prepare: Prepare, text_length: int
+    prepare: Prepare, text_length: int, targets: Targets | None = None
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape (of one row) and dtype of everything in a training batch, by its name."""
-    return prepare.fields | {
+    named = {
         "ids": ((text_length,), np.dtype(np.int32)),
         "mask": ((text_length,), np.dtype(bool)),
-        "group": ((), np.dtype(np.int32)),
-        "bad": ((), np.dtype(bool)),
     }
+    named = named if targets is None else targets.fields
+    rest = {"group": ((), np.dtype(np.int32)), "bad": ((), np.dtype(bool))}
+    return prepare.fields | named | rest
 
 
 def put(batch: dict[str, np.ndarray], row: int, example: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clap_jax import sharding
+from clap_jax.pipeline.labels import Targets
 from clap_jax.pipeline.loader import batch_fields
 from clap_jax.pipeline.ops import Prepare
 
@@ -16,13 +17,18 @@ Batch = dict[str, jax.Array]
 
 
 def abstract_batch(
-    prepare: Prepare, text_length: int, batch_size: int, mesh: Mesh
+    prepare: Prepare,
+    text_length: int,
+    batch_size: int,
+    mesh: Mesh,
+    targets: Targets | None = None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of a global batch, B = batch_size."""
+    """Shapes, dtypes and shardings of a global batch, B = batch_size; of one with
+    labels in place of captions where there are `targets`."""
     rows = sharding.batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=rows)
-        for name, (shape, dtype) in batch_fields(prepare, text_length).items()
+        for name, (shape, dtype) in batch_fields(prepare, text_length, targets).items()
     }
 
 
@@ -50,6 +56,10 @@ def noise(abstract: dict[str, jax.ShapeDtypeStruct], vocab_size: int) -> Batch:
             case "frames":
                 frames = abstract["mel"].shape[1]
                 return jnp.full(leaf.shape, frames, jnp.int32)
+            case "target":  # one of the classes that come first
+                return jnp.eye(*leaf.shape, dtype=leaf.dtype)
+            case "head":
+                return jnp.zeros(leaf.shape, leaf.dtype)
             case "mask":
                 return jnp.ones(leaf.shape, bool)
             case "bad":

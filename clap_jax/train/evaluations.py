@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -26,24 +27,29 @@ class Evaluation(NamedTuple):
         """Evaluate; the result also says which clips were heard, and how."""
         result = self.evaluator.run(encoder)
         said = dict(result.protocol)
-        source = self.evaluator.source
-        if source is not None:
-            said["data"] = source.description()
-            said |= {"data_digest": source.digest()} | self.encoder.protocol()
+        parts = getattr(self.evaluator, "parts", {"": self.evaluator.source})
+        parts = {name: source for name, source in parts.items() if source is not None}
+        for key, of in (("data", "description"), ("data_digest", "digest")):
+            found = {name: getattr(source, of)() for name, source in parts.items()}
+            said |= {key: found.get("", found)} if found else {}
+        said |= self.encoder.protocol() if parts else {}
         if self.about:
             said["task"] = dict(self.about)
         return dataclasses.replace(result, protocol=said)
 
 
-def build(sections: Mapping[str, Any], encoder: Callable) -> dict[str, Evaluation]:
+def build(
+    sections: Mapping[str, Any], encoder: Callable, cache_folder: Path | None
+) -> dict[str, Evaluation]:
     """All entries of `evals`; equal sources are one.
 
-    encoder: `(batch_size, crop_seed)` makes one. Raises ConfigError for what is missing,
-    and what sources and evaluators raise.
+    encoder: `(batch_size, crop_seed, output)` makes one. cache_folder: where probes
+    keep what the model made of their clips, if anywhere. Raises ConfigError for what is
+    missing, and what sources and evaluators raise.
     """
     sources: dict[str, Source] = {}
     return {
-        name: _evaluation(f"evals.{name}", section, encoder, sources)
+        name: _evaluation(f"evals.{name}", section, encoder, cache_folder, sources)
         for name, section in sections.items()
     }
 
@@ -73,22 +79,46 @@ def source_of(section: Any, where: str, weighted: bool) -> tuple[Source, float]:
 
 
 def _evaluation(
-    where: str, section: Any, encoder: Callable, sources: dict[str, Source]
+    where: str,
+    section: Any,
+    encoder: Callable,
+    cache_folder: Path | None,
+    sources: dict[str, Source],
 ) -> Evaluation:
     """sources: those that there are already, by their sections."""
+
+    def known(section: Any, where: str) -> Source:
+        key = json.dumps(section, sort_keys=True, default=str)
+        if key not in sources:
+            sources[key], _ = source_of(section, where, weighted=False)
+        return sources[key]
+
     options = dict(config_lib.plain(section))
     kind = options.pop("kind", None)
     if kind is None:
         raise config_lib.ConfigError(f"{where}.kind is missing")
-    source = None
+    clips = None
     if kind not in WITHOUT_SOURCE:
         if "source" not in options:
             raise config_lib.ConfigError(f"{where}.source is missing")
-        own = options.pop("source")
-        key = json.dumps(own, sort_keys=True, default=str)
-        if key not in sources:
-            sources[key], _ = source_of(own, f"{where}.source", weighted=False)
-        source = sources[key]
+        clips = options.pop("source")
     every_steps, about = options.pop("every_steps", 0), options.pop("about", {})
-    made = encoder(options.pop("batch_size", 64), options.pop("crop_seed", None))
+    hearing = (options.pop("batch_size", 64), options.pop("crop_seed", None))
+    source, output = None, "vector"
+    if kind == "probe":
+        of_tower = options.get("features") == "embedding"
+        output = "embedding" if of_tower else "projection"
+        # Each part is the source with some of its options changed.
+        parts = options.pop("parts", {})
+        found = [
+            known({"name": name} | clips | changes, f"{where}.parts.{name}")
+            for name, changes in parts.items()
+        ] or [known(clips, f"{where}.source")]
+        source = dict(zip(parts or [found[0].name], found, strict=True))
+        options = {"cache_folder": str(cache_folder or "")} | options
+    elif clips is not None:
+        source = known(clips, f"{where}.source")
+    made = encoder(*hearing, output)
+    if kind == "classifier":
+        options["spec"] = made.spec
     return Evaluation(build_evaluator(kind, source, options), made, every_steps, about)

@@ -17,19 +17,21 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from clap_jax import checkpoint, sharding
+from clap_jax import checkpoint, convert, sharding
 from clap_jax import config as config_lib
 from clap_jax.audio.augment import Augment
-from clap_jax.evals import Result
+from clap_jax.evals import WITHOUT_TEXTS, Result
 from clap_jax.evals.encode import ModelEncoder
 from clap_jax.losses import contrastive
 from clap_jax.models import zoo
-from clap_jax.models.dual import Dual
+from clap_jax.models.captioner import CaptionerSpec
+from clap_jax.models.classifier import ClassifierSpec
 from clap_jax.pipeline import loader, order
+from clap_jax.pipeline.labels import Targets
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source
 from clap_jax.text import tokenize
-from clap_jax.train import device_data, evaluations
+from clap_jax.train import device_data, evaluations, heads, tasks
 from clap_jax.train import starts as starts_lib
 from clap_jax.train import state as state_lib
 
@@ -38,6 +40,9 @@ NOISE = "synthetic_device"
 
 # Where the sigmoid loss's bias starts (arXiv 2303.15343): nearly all pairs are negative.
 SIGMOID_BIAS = -10.0
+
+# Where `--mode=eval` keeps what probes ask for, in the workdir.
+VECTORS = "vectors"
 
 # A tokenizer is trained on at most so many captions of each source.
 TOKENIZER_CAPTIONS = 1_000_000
@@ -49,14 +54,15 @@ class Experiment(NamedTuple):
     config: ConfigDict
     workdir: Path
     mesh: Mesh
-    spec: zoo.Spec
-    dual: Dual
-    undropped: Dual  # of the last stage and of evaluation; `dual` if nothing is dropped
+    spec: tasks.Spec
+    dual: tasks.Model
+    undropped: tasks.Model  # of the last stage and of evaluation; `dual` if none drops
     tokenizer: tokenize.Tokenizer | None  # none where there is nothing to read
     sources: list[tuple[Source, float]]
     evaluations: dict[str, evaluations.Evaluation]
     augment: Augment
     starts: list[starts_lib.Start]
+    targets: Targets | None = None  # labels in place of captions
 
     def prepare(self) -> Prepare:
         """What makes training clips."""
@@ -71,16 +77,18 @@ class Experiment(NamedTuple):
         """The shapes of a global batch."""
         return device_data.abstract_batch(
             self.prepare(),
-            self.spec.text_length,
+            getattr(self.spec, "text_length", 0),
             self.config.train.batch_size,
             self.mesh,
+            self.targets,
         )
 
     def train_dataset(self) -> loader.TrainDataset | device_data.DeviceData:
         """This host's batches, endless; its iterators are checkpointable."""
         config = self.config
         if config.data.source == NOISE:
-            noise = device_data.noise(self.abstract_batch(), self.spec.vocab_size)
+            vocab_size = getattr(self.spec, "vocab_size", 0)
+            noise = device_data.noise(self.abstract_batch(), vocab_size)
             return device_data.DeviceData(noise)
         return loader.train_dataset(
             self.sources,
@@ -94,6 +102,7 @@ class Experiment(NamedTuple):
             workers=config.data.workers,
             prefetch=config.data.prefetch,
             read_together=config.data.read_together,
+            targets=self.targets,
         )
 
     def examples(self) -> int:
@@ -158,9 +167,11 @@ def every(steps: int, step: int) -> bool:
 def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experiment:
     """Check the whole config and make every part; nothing heavy runs on a device yet.
 
-    training: without it `data.sources` are not looked at.
+    training: without it `data.sources` are not looked at, and the model is one that is
+    there: the workdir's, or that of `init_from`.
     """
     loss = check(config)
+    classify = config.task.name == "classify"
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(config.train.batch_size, mesh, config.train.accumulate)
     noise = config.data.source == NOISE
@@ -170,25 +181,30 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
         )
     sources = _sources(config) if training and not noise else []
     starts = [] if checkpoint.has_steps(workdir) else starts_lib.load(config)
-    if config.model == starts_lib.MODEL and checkpoint.has_steps(workdir):
-        spec = zoo.read_spec(workdir / "spec.json")
-    else:
+    has_steps, texts = checkpoint.has_steps(workdir), _needs_texts(config, training)
+    if has_steps and (config.model == starts_lib.MODEL or not (training or texts)):
+        spec = convert.read_any_spec(workdir / "spec.json")
+    elif training:
         spec = unread_spec(config, starts)
-    tokenizer = None
-    if not noise:
+    else:
+        spec = _found_spec(config, starts, texts)
+    tokenizer = targets = None
+    if classify and training:
+        spec, targets = heads.labelled(config, spec, [source for source, _ in sources])
+    elif texts and not noise:
         clips = [source for source, _ in sources]
         tokenizer, style = _tokenizer(config, spec, workdir, clips, starts)
         vocab_size = tokenizer.vocab_size
         if config.model == starts_lib.MODEL:  # its table may have rows to spare
             vocab_size = max(vocab_size, spec.vocab_size)
         spec = dataclasses.replace(spec, vocab_size=vocab_size, tokenizer_style=style)
-    spec = for_loss(spec, loss)
+    spec = spec if isinstance(spec, ClassifierSpec) else for_loss(spec, loss)
     _where_mels_are_made(config, spec)
     _check_spec(spec, workdir)
     dual, undropped = duals(config, spec)
     # Evaluations with equal settings share what is compiled.
     encoder = functools.cache(
-        lambda batch_size, crop_seed: ModelEncoder(
+        lambda batch_size, crop_seed, output: ModelEncoder(
             spec,
             undropped,
             tokenizer,
@@ -196,8 +212,11 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
             batch_size=batch_size,
             threads=config.data.threads,
             crop_seed=crop_seed,
+            output=output,
         )
     )
+    # While a model changes, nobody asks for the same vectors twice.
+    vectors = None if training else workdir / VECTORS
     return Experiment(
         config=config,
         workdir=workdir,
@@ -207,9 +226,10 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
         undropped=undropped,
         tokenizer=tokenizer,
         sources=sources,
-        evaluations=evaluations.build(_evals(config), encoder),
+        evaluations=evaluations.build(_evals(config), encoder, vectors),
         augment=config_lib.build(Augment, config.augment, "augment"),
         starts=starts,
+        targets=targets,
     )
 
 
@@ -232,23 +252,55 @@ def check(config: ConfigDict) -> contrastive.Options:
         raise config_lib.ConfigError(
             "model_overrides change a row of the zoo, but model is 'init_from'"
         )
+    if config.task.name not in tasks.TASKS:
+        raise config_lib.ConfigError(
+            config_lib.unknown("task.name", config.task.name, tasks.TASKS)
+        )
+    if config.task.name != "classify" and config.task.heads:
+        raise config_lib.ConfigError(
+            f"task.heads are for task.name=classify, not {config.task.name}"
+        )
     sharding.check_pattern(config.init_pattern, "init_pattern")
     _check_best_metric(config)
     return contrastive.Options(**config_lib.plain(config.loss))
 
 
-def unread_spec(config: ConfigDict, starts: list[starts_lib.Start]) -> zoo.Spec:
-    """The model of the config, as far as can be told before any caption is read.
+def unread_spec(config: ConfigDict, starts: list[starts_lib.Start]) -> tasks.Spec:
+    """The model of the config, as far as can be told before any clip is read.
 
     That of a checkpoint, or a row of the zoo; a tokenizer that is to be trained is
     taken to have the `data.vocab_size` entries that it may have at most.
     """
     if config.model == starts_lib.MODEL:
+        if config.task.name == "classify":
+            return starts_lib.spec_of(starts, (zoo.Spec, ClassifierSpec, CaptionerSpec))
         return starts_lib.spec_of(starts)
     spec = zoo.get_spec(config.model, config_lib.plain(config.model_overrides))
     if spec.tokenizer:
         return spec
     return dataclasses.replace(spec, vocab_size=config.data.vocab_size)
+
+
+def _found_spec(
+    config: ConfigDict, starts: list[starts_lib.Start], texts: bool
+) -> tasks.Spec:
+    """The model to evaluate where the workdir has none: that of `init_from`, or what
+    the config says, if that has the weights for it.
+
+    texts: whether both towers are needed. Raises ConfigError.
+    """
+    if not texts and config.model != starts_lib.MODEL:
+        return unread_spec(config, starts)
+    found = starts_lib.spec_of(starts, (zoo.Spec, ClassifierSpec))
+    return found if config.model == starts_lib.MODEL else unread_spec(config, starts)
+
+
+def _needs_texts(config: ConfigDict, training: bool) -> bool:
+    """Whether captions are learnt, or any evaluation embeds texts."""
+    if config.task.name == "classify":
+        return False
+    kinds = {section.get("kind") for section in _evals(config).values()}
+    return training or bool(kinds - set(WITHOUT_TEXTS))
 
 
 def for_loss(spec: zoo.Spec, loss: contrastive.Options) -> zoo.Spec:
@@ -260,8 +312,8 @@ def for_loss(spec: zoo.Spec, loss: contrastive.Options) -> zoo.Spec:
 
 
 def duals(
-    config: ConfigDict, spec: zoo.Spec, remat: str | None = None
-) -> tuple[Dual, Dual]:
+    config: ConfigDict, spec: tasks.Spec, remat: str | None = None
+) -> tuple[tasks.Model, tasks.Model]:
     """The model as the config trains it: most of the run, and its last stage.
 
     The first leaves out `train.patch_drop` of the patches, `train.frequency_drop` of
@@ -277,8 +329,8 @@ def duals(
     names = ("patch_drop", "frequency_drop", "token_drop")
     drops = {name: settings[name] for name in names if settings[name]}
     compute = {"dtype": config.precision, "remat": remat or config.remat}
-    undropped = zoo.build(spec, **compute)
-    return (zoo.build(spec, **compute, **drops) if drops else undropped), undropped
+    undropped = tasks.build(spec, **compute)
+    return (tasks.build(spec, **compute, **drops) if drops else undropped), undropped
 
 
 def _sources(config: ConfigDict) -> list[tuple[Source, float]]:
@@ -295,7 +347,7 @@ def _sources(config: ConfigDict) -> list[tuple[Source, float]]:
     return order.mix(sources, config.data.mixture_temperature)
 
 
-def _where_mels_are_made(config: ConfigDict, spec: zoo.Spec) -> str:
+def _where_mels_are_made(config: ConfigDict, spec: tasks.Spec) -> str:
     """`data.mel`, "host" or "device". Raises when the model cannot have it so."""
     where, whole = config.data.mel, spec.frontend.whole_mel
     if where == "device" and whole:
@@ -348,12 +400,12 @@ def _captions(source: Source) -> Iterator[str]:
         yield from source.captions(index)
 
 
-def _check_spec(spec: zoo.Spec, workdir: Path) -> None:
+def _check_spec(spec: tasks.Spec, workdir: Path) -> None:
     """Raise when the workdir's checkpoints are of another model."""
     path = workdir / "spec.json"
     if not path.exists() or not checkpoint.has_steps(workdir):
         return
-    found = zoo.read_spec(path)
+    found = convert.read_any_spec(path)
     if found != spec:
         raise config_lib.ConfigError(
             f"{path} describes another model ({_difference(found, spec)}): use "
@@ -377,7 +429,7 @@ def _check_best_metric(config: ConfigDict) -> None:
         )
 
 
-def _difference(found: zoo.Spec, wanted: zoo.Spec) -> str:
+def _difference(found: tasks.Spec, wanted: tasks.Spec) -> str:
     """The first few keys in which two specs differ."""
     there, here = (
         sharding.flatten(json.loads(spec.to_json()), ".") for spec in (found, wanted)

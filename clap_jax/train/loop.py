@@ -17,9 +17,8 @@ from clap_jax import checkpoint, hosts, metrics, sharding
 from clap_jax import config as config_lib
 from clap_jax.checkpoint import Checkpoints
 from clap_jax.evals import Result, encode, report
-from clap_jax.models.dual import Dual
 from clap_jax.train import experiment as experiment_lib
-from clap_jax.train import optim, starts, throughput
+from clap_jax.train import optim, starts, tasks, throughput
 from clap_jax.train import state as state_lib
 from clap_jax.train import step as step_lib
 from clap_jax.train.experiment import Experiment, every
@@ -174,7 +173,6 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Result]:
     experiment = experiment_lib.build(config, workdir, training=False)
     hosts.check_equal(_common(experiment, None, step))
     if step is None:
-        starts.spec_of(experiment.starts)
         variables = experiment.init_variables()
     else:
         variables = checkpoint.load_variables(workdir)
@@ -295,11 +293,11 @@ def _compiled(
     Everything is compiled now; the log says what it costs, and how the loss is made.
     """
     mesh, config = experiment.mesh, experiment.config
-    logging.info("%s", step_lib.choose_loss(config, experiment.spec, mesh)[1])
+    logging.info("%s", tasks.loss_facts(config, experiment.spec, mesh)["reason"])
     begin, end = steps
     boundary = experiment.undropped_from(end)
 
-    def compiled(dual: Dual, what: str) -> jax.stages.Compiled:
+    def compiled(dual: tasks.Model, what: str) -> jax.stages.Compiled:
         began = time.perf_counter()
         update = step_lib.make_update(
             config, experiment.spec, dual, optimizer, mesh, experiment.augment
@@ -343,7 +341,11 @@ def _meter(experiment: Experiment, steps: tuple[int, int]) -> throughput.Meter:
         peak / 1e12,
     )
     return throughput.Meter(
-        batch_size, begin, lambda step: first if step < boundary else last, peak
+        batch_size,
+        begin,
+        lambda step: first if step < boundary else last,
+        peak,
+        pairs=config.task.name == "contrastive",
     )
 
 

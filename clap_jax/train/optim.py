@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from clap_jax import config as config_lib
 from clap_jax import sharding
+from clap_jax.train import layers
 
 # Optimizers whose first moment may be bfloat16.
 _WITH_MOMENTUM_DTYPE = ("adamw", "adam", "lion")
@@ -44,7 +45,7 @@ def make_optimizer(
     Parameters with multiplier 0 get no update, no optimizer state, and no share in
     the gradient norm.
     """
-    multipliers = _factors(optim, "lr_multipliers", params)
+    multipliers = rate_multipliers(optim, params)
     decays = _factors(optim, "decay_multipliers", params)
     _log_table(params, multipliers, decays)
     clip = optim.clip_norm
@@ -60,6 +61,16 @@ def make_optimizer(
         _scale_by_tree(multipliers),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def rate_multipliers(optim: ConfigDict, params: Any) -> Any:
+    """What the rate of every parameter is multiplied by: `lr_multipliers` times the
+    decay of its layer, as a tree. params: parameters, or their shapes."""
+    multipliers = _factors(optim, "lr_multipliers", params)
+    if optim.layer_decay == 1:
+        return multipliers
+    by_layer = layers.factors(params, optim.layer_decay)
+    return jax.tree.map(lambda one, other: one * other, multipliers, by_layer)
 
 
 def _factors(optim: ConfigDict, key: str, params: Any) -> Any:

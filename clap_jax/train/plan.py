@@ -10,7 +10,6 @@ of collectives says in which type each is done.
 """
 
 import copy
-import dataclasses
 import importlib.metadata
 import json
 import math
@@ -30,7 +29,15 @@ from clap_jax import config as config_lib
 from clap_jax import sharding
 from clap_jax.audio.augment import Augment
 from clap_jax.models import zoo
-from clap_jax.train import collectives, hlo, optim, roofline, throughput
+from clap_jax.train import (
+    collectives,
+    heads,
+    hlo,
+    optim,
+    roofline,
+    tasks,
+    throughput,
+)
 from clap_jax.train import experiment as experiment_lib
 from clap_jax.train import starts as starts_lib
 from clap_jax.train import state as state_lib
@@ -96,7 +103,11 @@ def experiment(config: ConfigDict, topology: Topology) -> Experiment:
         )
     starts = starts_lib.load(config) if config.model == starts_lib.MODEL else []
     spec = experiment_lib.unread_spec(config, starts)
-    spec = experiment_lib.for_loss(spec, loss)
+    targets = None
+    if config.task.name == "classify":
+        spec, targets = heads.labelled(config, spec, [])
+    else:
+        spec = experiment_lib.for_loss(spec, loss)
     dual, undropped = experiment_lib.duals(config, spec)
     return Experiment(
         config=config,
@@ -110,6 +121,7 @@ def experiment(config: ConfigDict, topology: Topology) -> Experiment:
         evaluations={},
         augment=config_lib.build(Augment, config.augment, "augment"),
         starts=[],
+        targets=targets,
     )
 
 
@@ -206,7 +218,6 @@ def describe(made: Compiled, topology: Topology) -> dict[str, Any]:
     """Everything that is known of a compiled step, as it stands in the JSON."""
     parts = made.experiment
     config, mesh, spec = parts.config, parts.mesh, parts.spec
-    options, reason = step_lib.choose_loss(config, spec, mesh)
     batch_size, accumulate = config.train.batch_size, config.train.accumulate
     return {
         "model": {
@@ -234,7 +245,7 @@ def describe(made: Compiled, topology: Topology) -> dict[str, Any]:
             "accumulate": accumulate,
             "clips_per_chip_at_once": batch_size // mesh.size // accumulate,
         },
-        "loss": dataclasses.asdict(options) | {"reason": reason},
+        "loss": tasks.loss_facts(config, spec, mesh),
         "memory_per_chip": _describe_memory(made, topology),
         "fits": made.fits,
         **(_describe_program(made, topology) if made.program else {}),

@@ -11,8 +11,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from clap_jax import config as config_lib
-from clap_jax.train import plan
-from clap_jax.train import step as step_lib
+from clap_jax.train import plan, tasks
 from clap_jax.train.plan import Compile, Compiled
 from clap_jax.train.topology import Topology
 
@@ -221,7 +220,9 @@ def what_helps(
     most: programs to compile, after which "stopped" is true.
     """
     devices = made.experiment.mesh.size
-    impl = step_lib.choose_loss(config, made.experiment.spec, made.experiment.mesh)[0]
+    parts = made.experiment
+    # That of a classifier sends nothing round, and has no other way either.
+    impl = tasks.loss_facts(config, parts.spec, parts.mesh).get("impl", "ring")
 
     def turn(overrides: dict[str, Any]) -> Knob:
         try:
@@ -231,7 +232,7 @@ def what_helps(
             return Knob(overrides, None, described)
         return Knob(overrides, found, _describe(overrides, found, made, topology))
 
-    singles = list(knobs(config, devices, impl.impl))
+    singles = list(knobs(config, devices, impl))
     tried = [turn(overrides) for overrides in singles[:most]]
     stopped = len(singles) > most
     if not any(knob.fits for knob in tried):

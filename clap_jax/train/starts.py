@@ -32,7 +32,7 @@ class Start(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is a pair of towers, and not one, or a captioner."""
+        """Whether it is a pair of towers, and not one, a captioner or a classifier."""
         return isinstance(self.model.spec, zoo.Spec)
 
 
@@ -78,10 +78,13 @@ def check_tokenizer(starts: Sequence[Start], pattern: str) -> None:
             )
 
 
-def spec_of(starts: Sequence[Start]) -> zoo.Spec:
-    """The spec of the first start that is a whole model. Raises ConfigError."""
+def spec_of(starts: Sequence[Start], kinds: tuple[type, ...] = (zoo.Spec,)) -> Any:
+    """The spec of the first start that is a whole model, or of another of `kinds`.
+
+    Raises ConfigError where there is none.
+    """
     for start in starts:
-        if start.is_whole:
+        if isinstance(start.model.spec, kinds):
             return start.model.spec
     raise config_lib.ConfigError(
         "init_from names no whole model: name a checkpoint with both towers, or, to "
@@ -90,18 +93,20 @@ def spec_of(starts: Sequence[Start]) -> zoo.Spec:
 
 
 def fill(
-    variables: dict[str, Any], starts: Sequence[Start], spec: zoo.Spec, pattern: str
+    variables: dict[str, Any], starts: Sequence[Start], spec: Any, pattern: str
 ) -> dict[str, Any]:
     """Replace the leaves that the starts have and `pattern` matches, in their order.
 
-    A whole model must have every leaf that matches; one tower every leaf of its side.
+    A whole model must have every leaf that matches; one tower every leaf of its side,
+    and where one of the two is a classifier, every leaf of the parts that both have.
     Raises CheckpointError that lists those that are missing or of another shape, and
     ValueError where a start has nothing that matches.
     """
     for start in starts:
         _warn(start, spec)
         found = sharding.flatten(start.model.variables)
-        if start.is_whole:  # is asked for all: what it lacks is an error
+        if start.is_whole and isinstance(spec, zoo.Spec):
+            # Is asked for all: what it lacks is an error.
             own = _without_bias(found, variables, pattern, start.name)
         else:
             own = _within(found, variables, pattern)
@@ -150,23 +155,26 @@ def _part(path: str) -> str:
     return "/".join(path.split("/")[:2])
 
 
-def _warn(start: Start, spec: zoo.Spec) -> None:
+def _warn(start: Start, spec: Any) -> None:
     """Log where a start was another model than the one that it fills."""
     there = start.model.spec
-    if start.is_whole:
+    if start.is_whole and isinstance(spec, zoo.Spec):
         pairs = {
             name: (dataclasses.asdict(there)[name], dataclasses.asdict(spec)[name])
             for name in ("frontend", "audio", "text")
         }
         pairs |= {name: (getattr(there, name), getattr(spec, name)) for name in _WORDS}
     elif hasattr(there, "side"):
-        own = getattr(spec, there.side)
+        own = getattr(spec, there.side, there)
         # Sizes that differ are errors later, and the rest no tower's file tells.
         told = {k: v for k, v in there.options.items() if k in _TOLD}
         same_kind = there.kind == own.kind
         pairs = {there.side: (told, own.options if same_kind else {})}
     else:
-        pairs = {"audio": (there.audio.options, spec.audio.options)}
+        pairs = {
+            name: (dataclasses.asdict(there)[name], dataclasses.asdict(spec)[name])
+            for name in ("frontend", "audio")
+        }
     differing = []
     for name, (their, own) in pairs.items():
         their, own = (sharding.flatten({name: value}, ".") for value in (their, own))

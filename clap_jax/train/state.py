@@ -1,5 +1,6 @@
 """What a training step carries from one to the next."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +16,8 @@ from clap_jax.metrics import Mean
 from clap_jax.models.dual import Dual
 from clap_jax.train import optim
 
-# Accumulated on the device between two lines of the log; "logit_bias" as well in
-# models that have one.
-METRICS = ("loss", "grad_norm", "param_norm", "logit_scale")
+# Accumulated on the device between two lines of the log, by every task.
+METRICS = ("loss", "grad_norm", "param_norm")
 
 
 class TrainState(NamedTuple):
@@ -34,8 +34,18 @@ class TrainState(NamedTuple):
 
 def zero_totals(params: Any) -> dict[str, Mean]:
     """What a step of a model with these parameters adds its metrics to."""
-    names = (*METRICS, *(name for name in ("logit_bias",) if name in params))
+    names = list(METRICS)
+    names += ["logit_scale"] if "logit_scale_a" in params else []
+    names += ["logit_bias"] if "logit_bias" in params else []
+    names += head_metrics(params.get("heads", ()))
     return {name: Mean(jnp.float32(0), jnp.float32(0)) for name in names}
+
+
+def head_metrics(heads: Iterable[str]) -> list[str]:
+    """Names of what a classifier with these heads is measured by, beside its loss."""
+    heads = list(heads)
+    of_each = [f"loss_{name}" for name in heads] if len(heads) > 1 else []
+    return ["accuracy", *of_each] if heads else []
 
 
 def make_state(

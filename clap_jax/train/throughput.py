@@ -23,25 +23,35 @@ from absl import logging
 
 from clap_jax import chips
 from clap_jax.models import zoo
-from clap_jax.models.dual import Dual
+from clap_jax.models.classifier import ClassifierSpec
+from clap_jax.train.tasks import Model, Spec
 
 # A square matrix of so many rows tells what a processor without a data sheet can do.
 MEASURED_ROWS = 1024
 
 
-def model_flops(dual: Dual, spec: zoo.Spec, batch_size: int) -> float:
+def model_flops(dual: Model, spec: Spec, batch_size: int) -> float:
     """FLOPs that a training step of B = batch_size needs for one clip with its text.
 
-    dual: with remat "none", since XLA counts the body of a loop once.
+    dual: with remat "none", since XLA counts the body of a loop once. For a classifier
+    those of one clip, all parameters trained.
     """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(dual.init, key)
+    if isinstance(spec, ClassifierSpec):
+
+        def hear(variables, sound, key):
+            return dual.encode_audio(variables, sound, train=True, key=key)[0][0]
+
+        sound = zoo.example_sound(spec.frontend)
+        lowered = jax.jit(hear).lower(variables, sound, key)
+        return 3 * lowered.cost_analysis()["flops"]
 
     def encode(variables, key, sound, ids, mask):
         (za, _), _ = dual.encode_audio(variables, sound, train=True, key=key)
         (zt, _), _ = dual.encode_text(variables, ids, mask, train=True, key=key)
         return za, zt
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    variables = jax.eval_shape(dual.init, key)
     lowered = jax.jit(encode).lower(variables, key, *zoo.examples(spec))
     encoding = lowered.cost_analysis()["flops"]
     return 3 * (encoding + 2.0 * batch_size * spec.embed_dim)
@@ -95,6 +105,7 @@ class Meter:
 
     batch_size: clips B of a step over all hosts. step: the one that the run starts at.
     flops: model FLOPs a clip in a step, by its number; peak: FLOP/s of all devices.
+    pairs: whether clips are compared with texts.
     """
 
     def __init__(
@@ -103,9 +114,10 @@ class Meter:
         step: int,
         flops: Callable[[int], float],
         peak: float,
+        pairs: bool = True,
     ):
         self._batch_size, self._step = batch_size, step
-        self._flops, self._peak = flops, peak
+        self._flops, self._peak, self._pairs = flops, peak, pairs
         self._began, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
 
     def paused(self) -> "_Clock":
@@ -129,12 +141,13 @@ class Meter:
         clips_per_s = steps * self._batch_size / seconds
         scalars = {
             "train/clips_per_s": clips_per_s,
-            "train/pairs_per_s": clips_per_s * self._batch_size,
             "train/step_ms": seconds / steps * 1e3,
             "train/data_wait_fraction": self._waited / seconds,
             "train/mfu": clips_per_s * self._flops(step - 1) / self._peak,
             "train/device_memory_gib": memory_gib(),
         }
+        if self._pairs:
+            scalars["train/pairs_per_s"] = clips_per_s * self._batch_size
         self._began, self._paused, self._waited = now, 0.0, 0.0
         self._step = step
         return scalars

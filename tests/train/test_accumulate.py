@@ -13,7 +13,7 @@ from clap_jax.audio.augment import Augment
 from clap_jax.losses import contrastive
 from clap_jax.models import dual as dual_lib
 from clap_jax.models import zoo
-from clap_jax.train import accumulate
+from clap_jax.train import accumulate, tasks
 from clap_jax.train import state as state_lib
 from clap_jax.train import step as step_lib
 from tests import whole_mel_models
@@ -49,8 +49,8 @@ def gradient(spec, variables, batch, mesh, augment=PLAIN, **changes):
         variables, sharding.state_sharding(variables, mesh, config.mesh.rules)
     )
     arguments = placed["params"], placed["state"], sharding.to_global(batch, mesh), KEY
-    (value, (mean, state)), gradients = jax.jit(function)(*arguments)
-    assert float(mean.compute()) == pytest.approx(float(value))
+    (value, (found, state)), gradients = jax.jit(function)(*arguments)
+    assert float(found["loss"].compute()) == pytest.approx(float(value))
     return jax.device_get((value, state, gradients))
 
 
@@ -113,7 +113,7 @@ def reference(spec, variables, batch, parts, devices):
     order = [rows[:, part].ravel() for part in range(parts)]
 
     # Compiled once for all parts; everything around it is differentiated as it stands.
-    encode = jax.jit(step_lib.make_encode(dual, spec.frontend, AUGMENT, mesh_of(1)))
+    encode = jax.jit(tasks.make_encode(dual, spec.frontend, AUGMENT, mesh_of(1)))
 
     def loss(params):
         both, labels, states = [], [], []

@@ -11,9 +11,10 @@ import pytest
 from clap_jax import config as config_lib
 from clap_jax import sharding
 from clap_jax.audio.augment import Augment
+from clap_jax.evals import encode
 from clap_jax.metrics import Mean
 from clap_jax.models import zoo
-from clap_jax.train import optim
+from clap_jax.train import optim, tasks
 from clap_jax.train import state as state_lib
 from clap_jax.train import step as step_lib
 from tests import whole_mel_models
@@ -164,9 +165,9 @@ def test_every_device_hears_its_own_waves_only(batch):
     """The compiler alone would send all waves to all devices for the transform."""
     mesh = sharding.make_mesh()
     waves = sharding.to_global({"wave": with_waves(batch)["wave"]}, mesh)
-    hear = jax.jit(lambda batch: step_lib.sound(batch, SPEC.frontend, mesh).mel)
+    hear = jax.jit(lambda batch: encode.sound(batch, SPEC.frontend, mesh).mel)
     assert "all-gather" not in hear.lower(waves).compile().as_text()
-    alone = step_lib.sound(jax.device_get(waves), SPEC.frontend).mel
+    alone = encode.sound(jax.device_get(waves), SPEC.frontend).mel
     np.testing.assert_allclose(hear(waves), alone, atol=1e-3)
 
 
@@ -298,15 +299,15 @@ def test_one_program_for_all_batches(whole_mel):
 def test_what_the_tower_hears(whole_mel):
     """Float32 mels, flags and lengths as they came; those of mixtures are joined."""
     spec, _, batch = whole_mel
-    heard = step_lib.sound(jax.tree.map(jnp.asarray, batch), spec.frontend)
+    heard = encode.sound(jax.tree.map(jnp.asarray, batch), spec.frontend)
     assert heard.mel.dtype == jnp.float32
     np.testing.assert_array_equal(heard.mel, batch["mel"])
     key, known = jax.random.key(3), "longer" if spec.frontend.views > 1 else "frames"
     np.testing.assert_array_equal(getattr(heard, known), batch[known])
-    same, mix = step_lib.augmented(key, heard, Augment(gain_db=3.0))
+    same, mix = tasks.augmented(key, heard, Augment(gain_db=3.0))
     assert mix is None
     np.testing.assert_array_equal(getattr(same, known), batch[known])
-    mixed, mix = step_lib.augmented(key, heard, Augment(mixup_alpha=0.4))
+    mixed, mix = tasks.augmented(key, heard, Augment(mixup_alpha=0.4))
     partner = np.asarray(mix.partner)
     expected = np.maximum(batch[known], batch[known][partner])
     np.testing.assert_array_equal(getattr(mixed, known), expected)

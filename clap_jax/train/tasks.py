@@ -1,0 +1,257 @@
+"""What a run learns: the loss, and what it takes from a batch.
+
+A task says how a batch is encoded, what the loss of all encoded rows is, and what is
+logged beside it. The loop, the optimizer, checkpoints and data order do not depend on
+it. Which task a model is for follows from its spec: a pair of towers is trained by
+comparing clips with captions, a classifier by naming the labels of clips.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from clap_jax import config as config_lib
+from clap_jax import sharding
+from clap_jax.audio import augment as augment_lib
+from clap_jax.audio.mel import Frontend
+from clap_jax.evals.encode import sound
+from clap_jax.losses import classes, contrastive
+from clap_jax.losses import sharded as losses
+from clap_jax.metrics import Mean
+from clap_jax.models import classifier, zoo
+from clap_jax.models import dual as dual_lib
+from clap_jax.models.classifier import Classifier, ClassifierSpec
+from clap_jax.models.dual import Dual
+from clap_jax.models.tower import Sound
+from clap_jax.train import accumulate, heads, optim
+
+Batch = dict[str, jax.Array]
+Spec = zoo.Spec | ClassifierSpec
+Model = Dual | Classifier
+
+# By `config.task.name`.
+TASKS = ("contrastive", "classify")
+
+
+class Task(NamedTuple):
+    """A task as functions of one global batch, for `accumulate.value_and_grad`.
+
+    rows: `(batch) -> batch`, with what `encode` needs and nothing else.
+    encode: `(params, model_state, rows, key) -> (encoded, (labels, new_state))`, from
+        waves or mels on, augmentation included.
+    loss: `(params, encoded, labels) -> (mean loss, {name: Mean})`; "loss" and the other
+        names that `state.zero_totals` expects of a model with these parameters.
+    """
+
+    rows: Callable[[Batch], Batch]
+    encode: accumulate.Encode
+    loss: accumulate.Loss
+
+
+def make(
+    config: ConfigDict,
+    spec: Spec,
+    model: Model,
+    mesh: Mesh,
+    augment: augment_lib.Augment,
+) -> Task:
+    """The task that a model with this spec is trained by."""
+    task = classify if isinstance(spec, ClassifierSpec) else contrast
+    return task(config, spec, model, mesh, augment)
+
+
+def build(spec: Spec, **compute: Any) -> Model:
+    """The functions of a spec; `compute` as `zoo.build` takes it.
+
+    Raises ValueError for `token_drop` where there are no tokens.
+    """
+    if not isinstance(spec, ClassifierSpec):
+        return zoo.build(spec, **compute)
+    if compute.pop("token_drop", 0.0):
+        raise ValueError("train.token_drop: a classifier has no text tower")
+    return classifier.build(spec, **compute)
+
+
+def loss_facts(config: ConfigDict, spec: Spec, mesh: Mesh) -> dict[str, Any]:
+    """How the loss is made; "reason" is a line for the log."""
+    if not isinstance(spec, ClassifierSpec):
+        options, reason = choose_loss(config, spec, mesh)
+        return dataclasses.asdict(options) | {"reason": reason}
+    named = [
+        f"{name} ({head.loss}, {len(head.labels)} classes)"
+        for name, head in spec.heads.items()
+    ]
+    smoothing = config.loss.label_smoothing
+    reason = f"heads on the {spec.features}: {', '.join(named)}"
+    return {"name": "classes", "label_smoothing": smoothing, "reason": reason}
+
+
+def augmented(
+    key: jax.Array, heard: Sound, config: augment_lib.Augment
+) -> tuple[Sound, augment_lib.Mix | None]:
+    """The batch's sound after augmentation, and who was mixed with whom (mixup)."""
+    mel, mix = augment_lib.augment(key, heard.mel, config, frames=heard.frames)
+    if mix is None:
+        return heard._replace(mel=mel), None
+    longer, frames = heard.longer, heard.frames
+    longer = None if longer is None else mix.either(longer)
+    frames = None if frames is None else mix.longest(frames)
+    return Sound(mel, longer, frames), mix
+
+
+# --- contrastive ----------------------------------------------------------------------
+
+
+def contrast(
+    config: ConfigDict,
+    spec: zoo.Spec,
+    dual: Dual,
+    mesh: Mesh,
+    augment: augment_lib.Augment,
+) -> Task:
+    """Clips and captions find each other; the loss is that of the whole batch."""
+    options, _ = choose_loss(config, spec, mesh)
+
+    def rows(batch: Batch) -> Batch:
+        found = {name: batch[name] for name in batch if name not in ("group", "bad")}
+        found["label"] = batch["group"]
+        if not options.multi_positive:
+            found["label"] = jnp.arange(len(batch["group"]), dtype=jnp.int32)
+        return found
+
+    def loss(params: Any, embeddings: Any, labels: contrastive.Labels):
+        scale = dual_lib.score_params(params)
+        total, count = losses.pair_loss(
+            dual.score, scale, *embeddings, labels, options, mesh
+        )
+        return total / count, {"loss": Mean(total, count)}
+
+    return Task(rows, make_encode(dual, spec.frontend, augment, mesh), loss)
+
+
+def choose_loss(
+    config: ConfigDict, spec: zoo.Spec, mesh: Mesh
+) -> tuple[contrastive.Options, str]:
+    """The loss of the config with `impl` and `chunk` decided, and a line that says why.
+
+    Raises ValueError for options that cannot be.
+    """
+    options = contrastive.Options(**config_lib.plain(config.loss))
+    return losses.choose(options, config.train.batch_size, mesh.size, spec.embed_dim)
+
+
+def make_encode(
+    dual: Dual, frontend: Frontend, augment: augment_lib.Augment, mesh: Mesh
+) -> accumulate.Encode:
+    """The towers on a batch, as `accumulate` takes it: `((za, zt), (labels, state))`.
+
+    From waves to embeddings, augmentation included. The batch has a "label" for each
+    row: clips and texts of the same label belong together.
+    """
+
+    def encode(params: Any, model_state: Any, batch: Batch, key: jax.Array):
+        augment_key, audio_key, text_key = jax.random.split(key, 3)
+        heard, mix = augmented(augment_key, sound(batch, frontend, mesh), augment)
+        variables = {"params": params, "state": model_state}
+        (za, _), audio_state = dual.encode_audio(
+            variables, heard, train=True, key=audio_key
+        )
+        (zt, _), text_state = dual.encode_text(
+            variables, batch["ids"], batch["mask"], train=True, key=text_key
+        )
+        label = batch["label"]
+        labels = contrastive.Labels(label, label)
+        if mix is not None:
+            labels = labels._replace(partner=label[mix.partner], share=mix.lam)
+        new_state = {"audio": audio_state["audio"], "text": text_state["text"]}
+        return (za, zt), (labels, new_state)
+
+    return encode
+
+
+# --- classify -------------------------------------------------------------------------
+
+
+class Known(NamedTuple):
+    """What is known of the labels of B clips, for H heads with C classes together.
+
+    target: float32 [B, C], the share of each class. mass: float32 [B, H], how much of a
+    clip is labelled for each head: 1 for its own and 0 for the others, but for mixup.
+    """
+
+    target: jax.Array
+    mass: jax.Array
+
+    def mixed(self, mix: augment_lib.Mix) -> "Known":
+        """As the sounds were mixed."""
+
+        def one(x: jax.Array) -> jax.Array:
+            share = mix.lam[:, None]
+            return share * x + (1 - share) * x[mix.partner]
+
+        return Known(one(self.target), one(self.mass))
+
+
+def classify(
+    config: ConfigDict,
+    spec: ClassifierSpec,
+    model: Classifier,
+    mesh: Mesh,
+    augment: augment_lib.Augment,
+) -> Task:
+    """Heads name the labels of clips.
+
+    The loss of a clip is that of its own head alone, times the head's weight; the mean
+    is over clips by these weights. Towers whose every parameter has the rate multiplier
+    0 run as in evaluation (LAION's `lp-freeze`), and nothing is differentiated there.
+    """
+    frozen = towers_are_frozen(config, model)
+    weights = [float(section.weight) for section in heads.sections(config).values()]
+
+    def encode(params: Any, model_state: Any, batch: Batch, key: jax.Array):
+        augment_key, towers_key, heads_key = jax.random.split(key, 3)
+        heard, mix = augmented(augment_key, sound(batch, spec.frontend, mesh), augment)
+        (x, _), state = model.features(
+            {"params": params, "state": model_state},
+            heard,
+            train=not frozen,
+            key=towers_key,
+        )
+        x = jax.lax.stop_gradient(x) if frozen else x
+        scores = model.scores(params, x, train=True, key=heads_key)
+        known = Known(batch["target"], jax.nn.one_hot(batch["head"], len(spec.heads)))
+        return scores, (known if mix is None else known.mixed(mix), state)
+
+    def loss(params: Any, scores: jax.Array, known: Known):
+        del params
+        each, right, found = [], [], {}
+        for number, (name, head) in enumerate(spec.heads.items()):
+            columns, mass = spec.columns[name], known.mass[:, number]
+            own = scores[:, columns], known.target[:, columns]
+            values = classes.LOSSES[head.loss](*own, mass, config.loss.label_smoothing)
+            each.append(Mean(values.sum(), mass.sum()))
+            right.append((classes.is_right(*own) * mass).sum())
+            if len(spec.heads) > 1:
+                found[f"loss_{name}"] = each[-1]
+        total = sum(weight * mean.sum for weight, mean in zip(weights, each))
+        count = sum(weight * mean.count for weight, mean in zip(weights, each))
+        clips = sum(mean.count for mean in each)
+        found |= {"loss": Mean(total, count), "accuracy": Mean(sum(right), clips)}
+        return total / count, found
+
+    def rows(batch: Batch) -> Batch:
+        return {name: batch[name] for name in batch if name not in ("group", "bad")}
+
+    return Task(rows, encode, loss)
+
+
+def towers_are_frozen(config: ConfigDict, model: Classifier) -> bool:
+    """Whether the optimizer changes nothing but the heads."""
+    params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    flat = sharding.flatten(optim.rate_multipliers(config.optim, params))
+    return not any(rate for path, rate in flat.items() if not path.startswith("heads/"))
