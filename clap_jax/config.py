@@ -162,6 +162,13 @@ def default() -> ConfigDict:
     # the run stops when they exceed this share of the clips seen (of 1000, while fewer
     # were seen, so that one broken clip in the first batch does not end a run).
     config.data.max_bad_fraction = 0.01
+    # Lengths that batches may have besides the full one, each a program of its own,
+    # compiled when first needed; () for one length. Of texts, in tokens, special ones
+    # included: a batch has the shortest that holds all of its texts. Dropout of a
+    # shorter batch draws other masks, of the same kind; nothing else changes.
+    config.data.text_buckets = (16, 32)
+    # Of whole clips (BLAT), in seconds; clips of one window have one length.
+    config.data.audio_buckets = (2.5, 5.0)
     # Vocabulary of the tokenizer that is trained on the captions when the model names
     # no published one. The model's own vocabulary is cut to what was learnt.
     config.data.vocab_size = 4096

@@ -30,6 +30,11 @@ AUDIO_TOWERS = {
 }
 TEXT_TOWERS = {"bert": bert, "gpt2": gpt2, "clip_text": clip_text, "bart": bart}
 
+# What an embedding does not depend on, however far a clip or a text is padded: by kind
+# of tower, the options with which that is so. Of other kinds, texts never do, clips do.
+_AUDIO_PADDING_IS_HIDDEN = {"pann": {"length_mask": "every_layer"}}
+_TEXT_PADDING_COUNTS = {"bart": {"pool": "mean_all"}}
+
 
 @dataclasses.dataclass(frozen=True)
 class TowerSpec:
@@ -95,6 +100,17 @@ class Spec:
             if name not in known:
                 raise ValueError(config_lib.unknown(role, name, known))
 
+    @property
+    def pads_texts_freely(self) -> bool:
+        """Whether a text has the same embedding however far it is padded."""
+        return not _has(self.text, _TEXT_PADDING_COUNTS)
+
+    @property
+    def pads_clips_freely(self) -> bool:
+        """Whether a clip has the same embedding however far it is padded."""
+        hidden = _has(self.audio, _AUDIO_PADDING_IS_HIDDEN)
+        return self.frontend.whole_clip and hidden
+
     def to_json(self) -> str:
         """The spec as indented JSON text."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -103,6 +119,12 @@ class Spec:
     def from_json(cls, text: str) -> "Spec":
         """The inverse of `to_json`. Errors: ValueError on unknown or missing keys."""
         return from_dict(json.loads(text))
+
+
+def _has(tower: TowerSpec, table: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the options that `table` has for this kind of tower are the tower's."""
+    wanted = table.get(tower.kind)
+    return wanted is not None and wanted.items() <= tower.options.items()
 
 
 def read_spec(path: Path) -> Spec:

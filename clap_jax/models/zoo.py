@@ -242,7 +242,11 @@ def build(
         spec.audio.options, **compute, **patches
     )
     text = TEXT_TOWERS[spec.text.kind].tower(
-        spec.text.options, spec.vocab_size, **compute, token_drop=token_drop
+        spec.text.options,
+        spec.vocab_size,
+        **compute,
+        token_drop=token_drop,
+        full_length=spec.text_length,
     )
     return dual.make(
         audio,
@@ -256,16 +260,21 @@ def build(
     )
 
 
-def examples(spec: Spec) -> tuple[Sound, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of one clip, and of the ids and the mask of one text."""
+def examples(
+    spec: Spec, text_length: int = 0, clip_frames: int = 0
+) -> tuple[Sound, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of one clip, and of the ids and the mask of one text.
+
+    text_length, clip_frames: how long they are, 0 for what the spec says.
+    """
     frontend = spec.frontend
     views = (frontend.views,) if frontend.views > 1 else ()
-    shape = (1, *views, frontend.clip_frames, frontend.mels)
+    shape = (1, *views, clip_frames or frontend.clip_frames, frontend.mels)
     sound = Sound(
         mel=jax.ShapeDtypeStruct(shape, jnp.float32),
         longer=jax.ShapeDtypeStruct((1,), jnp.bool_) if views else None,
         frames=jax.ShapeDtypeStruct((1,), jnp.int32) if frontend.whole_clip else None,
     )
-    tokens = (1, spec.text_length)
+    tokens = (1, text_length or spec.text_length)
     ids = jax.ShapeDtypeStruct(tokens, jnp.int32)
     return sound, ids, jax.ShapeDtypeStruct(tokens, jnp.bool_)

@@ -21,7 +21,7 @@ import grain
 import numpy as np
 
 from clap_jax.audio import io
-from clap_jax.pipeline import leftovers
+from clap_jax.pipeline import buckets, leftovers
 from clap_jax.pipeline.ops import (
     Clip,
     Clips,
@@ -55,6 +55,9 @@ def train_dataset(
     workers: int = 0,
     prefetch: int = 4,
     read_together: int = 1,
+    text_tokens: Sequence[int] = (),
+    clip_frames: Sequence[int] = (),
+    agree: Callable[[int], int] | None = None,
 ) -> "TrainDataset":
     """Endless, shuffled, checkpointable batches.
 
@@ -71,14 +74,17 @@ def train_dataset(
         ArrayRecord) read a block by one request. Each host and each worker process
         reads the blocks that its own clips are in, so that requests fall by G where
         POOL_BLOCKS * G clips are few beside its part of a batch, or where it is alone.
+    text_tokens, clip_frames: lengths of texts below the tokenizer's, and of whole clips
+        below that of a training crop; a batch has the shortest that holds all of the
+        global batch. See `buckets.Texts`, and `buckets.Fit` for agree.
 
     A batch is a dict: `mel` float16 [B, N, F] or `wave` int16 [B, T]; `ids` int32 [B, L]
     and `mask` bool [B, L] of a caption drawn from the clip's; `group` int32 [B], equal
     for positives of each other; `bad` bool [B], the clip was damaged and its place was
-    taken by the next sound one (with that one's caption). For a front end with views,
-    `mel` is [B, 4, N, F], and `longer` bool [B] says which clips are longer than the
-    window; for one of whole clips, `frames` int32 [B] says how many frames of `mel`
-    belong to the clip.
+    taken by the next sound one (with that one's caption, cut where `text_tokens` leave
+    it too little room). For a front end with views, `mel` is [B, 4, N, F], and `longer`
+    bool [B] says which clips are longer than the window; for one of whole clips,
+    `frames` int32 [B] says how many frames of `mel` belong to the clip.
     Raises ValueError: too few clips for a batch, weights or names that make no sense.
     """
     if min(batch_size, prefetch) < 1 or min(threads, workers) < 0:
@@ -114,8 +120,13 @@ def train_dataset(
         raise ValueError(
             f"rows are {list(rows)}, expected {batch_size} numbers below {global_batch}"
         )
-    batches = TrainBatches(clips, order, tokenizer, global_batch, rows, threads)
-    return TrainDataset(batches, threads, workers, prefetch)
+    texts = buckets.Texts(tokenizer, text_tokens, global_batch, rows)
+    batches = TrainBatches(clips, order, texts, global_batch, rows, threads)
+    fit = None
+    if prepare.frontend.whole_clip:
+        frames = buckets.lengths(clip_frames, prepare.frontend.clip_frames)
+        fit = buckets.Fit(frames, agree) if len(frames) > 1 else None
+    return TrainDataset(batches, threads, workers, prefetch, fit)
 
 
 class TrainBatches:
@@ -125,13 +136,13 @@ class TrainBatches:
         self,
         clips: Sequence[Clips],
         order: Order,
-        tokenizer: Tokenizer,
+        texts: buckets.Texts,
         global_batch: int,
         rows: Sequence[int],
         threads: int,
     ):
         self.order, self.global_batch = order, global_batch
-        self._clips, self._tokenizer = clips, tokenizer
+        self._clips, self._texts = clips, texts
         self._rows, self._batch_size = tuple(rows), len(rows)
         self._decoder = Decoder(threads)
         size, self._together = order.read_together, None
@@ -156,9 +167,16 @@ class TrainBatches:
             captions.append(pick_caption(source.captions(clip.index), rng))
             put(batch, row, prepare.example(clip.whole, rng))
             group[row] = group_number(source.name, source.group(clip.index))
-        ids, mask = self._tokenizer(captions)
         bad = np.array([clip.bad for clip in found])
+        ids, mask = self._texts(captions, bad, partial(self._caption, int(first_draw)))
         return batch | {"ids": ids, "mask": mask, "group": group, "bad": bad}
+
+    def _caption(self, first_draw: int, row: int) -> str:
+        """What a row of the global batch has for a caption if its clip is sound."""
+        draw = first_draw + row
+        which, index = self.order(draw)
+        rng = example_generator(self.order.seed, draw)
+        return pick_caption(self._clips[which].source.captions(index), rng)
 
     def _fetch(self, places: list[tuple[int, int]]) -> list[Clip]:
         """Clips in the order of `places`; those that take work, in threads."""
@@ -228,10 +246,15 @@ class TrainDataset(grain.IterDataset):
     """The endless sequence of batches; every iterator over it starts at the beginning."""
 
     def __init__(
-        self, batches: TrainBatches, threads: int, workers: int, prefetch: int
+        self,
+        batches: TrainBatches,
+        threads: int,
+        workers: int,
+        prefetch: int,
+        fit: buckets.Fit | None = None,
     ):
         super().__init__()
-        self.batches = batches
+        self.batches, self.fit = batches, fit
         self._threads, self._workers, self._prefetch = threads, workers, prefetch
 
     def __iter__(self) -> "TrainIterator":
@@ -275,7 +298,7 @@ class TrainIterator(grain.DatasetIterator):
         batch = next(self._inner)
         leftovers.remember(batch)
         self._next_draw += self._dataset.batches.global_batch
-        return batch
+        return batch if self._dataset.fit is None else self._dataset.fit(batch)
 
     def __str__(self) -> str:
         return f"TrainIterator({self._dataset})"

@@ -17,7 +17,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from clap_jax import checkpoint, sharding
+from clap_jax import checkpoint, hosts, sharding
 from clap_jax import config as config_lib
 from clap_jax.audio.augment import Augment
 from clap_jax.evals import Result, build_evaluator
@@ -29,7 +29,7 @@ from clap_jax.pipeline import loader
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source, build_source
 from clap_jax.text import tokenize
-from clap_jax.train import device_data
+from clap_jax.train import device_data, programs
 from clap_jax.train import starts as starts_lib
 from clap_jax.train import state as state_lib
 
@@ -76,7 +76,7 @@ class Experiment(NamedTuple):
         )
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of a global batch."""
+        """The shapes of a global batch of full length."""
         return device_data.abstract_batch(
             self.prepare(),
             self.spec.text_length,
@@ -84,12 +84,20 @@ class Experiment(NamedTuple):
             self.mesh,
         )
 
+    def lengths(self) -> programs.Choice:
+        """What the batches may have for lengths."""
+        full = programs.of_batch(self.abstract_batch())
+        if self.config.data.source == NOISE:
+            return programs.Choice((full.tokens,), (full.frames,))
+        return programs.choose(self.config, self.spec)
+
     def train_dataset(self) -> loader.TrainDataset | device_data.DeviceData:
         """This host's batches, endless; its iterators are checkpointable."""
         config = self.config
         if config.data.source == NOISE:
             noise = device_data.noise(self.abstract_batch(), self.spec.vocab_size)
             return device_data.DeviceData(noise)
+        lengths = self.lengths()
         return loader.train_dataset(
             self.sources,
             self.prepare(),
@@ -102,6 +110,9 @@ class Experiment(NamedTuple):
             workers=config.data.workers,
             prefetch=config.data.prefetch,
             read_together=config.data.read_together,
+            text_tokens=lengths.tokens,
+            clip_frames=lengths.frames,
+            agree=hosts.largest if jax.process_count() > 1 else None,
         )
 
     def examples(self) -> int:
@@ -205,6 +216,7 @@ def build(config: ConfigDict, workdir: Path) -> Experiment:
             batch_size=batch_size,
             threads=config.data.threads,
             crop_seed=crop_seed,
+            text_tokens=config_lib.plain(config.data.text_buckets),
         )
     )
     return Experiment(
@@ -244,6 +256,7 @@ def check(config: ConfigDict) -> contrastive.Options:
         raise config_lib.ConfigError(
             "model_overrides change a row of the zoo, but model is 'init_from'"
         )
+    programs.check(config)
     sharding.check_pattern(config.init_pattern, "init_pattern")
     _check_best_metric(config)
     return contrastive.Options(**config_lib.plain(config.loss))

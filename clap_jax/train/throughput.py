@@ -15,7 +15,6 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +28,17 @@ from clap_jax.models.dual import Dual
 MEASURED_ROWS = 1024
 
 
-def model_flops(dual: Dual, spec: zoo.Spec, batch_size: int) -> float:
+def model_flops(
+    dual: Dual,
+    spec: zoo.Spec,
+    batch_size: int,
+    text_length: int = 0,
+    clip_frames: int = 0,
+) -> float:
     """FLOPs that a training step of B = batch_size needs for one clip with its text.
 
-    dual: with remat "none", since XLA counts the body of a loop once.
+    dual: with remat "none", since XLA counts the body of a loop once. text_length,
+    clip_frames: of the batch, as `zoo.examples` takes them.
     """
 
     def encode(variables, key, sound, ids, mask):
@@ -42,7 +48,8 @@ def model_flops(dual: Dual, spec: zoo.Spec, batch_size: int) -> float:
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(dual.init, key)
-    lowered = jax.jit(encode).lower(variables, key, *zoo.examples(spec))
+    inputs = zoo.examples(spec, text_length, clip_frames)
+    lowered = jax.jit(encode).lower(variables, key, *inputs)
     encoding = lowered.cost_analysis()["flops"]
     return 3 * (encoding + 2.0 * batch_size * spec.embed_dim)
 
@@ -94,18 +101,12 @@ class Meter:
     """Where the time goes between two lines of the log.
 
     batch_size: clips B of a step over all hosts. step: the one that the run starts at.
-    flops: model FLOPs a clip in a step, by its number; peak: FLOP/s of all devices.
+    peak: FLOP/s of all devices.
     """
 
-    def __init__(
-        self,
-        batch_size: int,
-        step: int,
-        flops: Callable[[int], float],
-        peak: float,
-    ):
-        self._batch_size, self._step = batch_size, step
-        self._flops, self._peak = flops, peak
+    def __init__(self, batch_size: int, step: int, peak: float):
+        self._batch_size, self._step, self._peak = batch_size, step, peak
+        self._clip_flops = 0.0
         self._began, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
 
     def paused(self) -> "_Clock":
@@ -115,6 +116,10 @@ class Meter:
     def waiting(self) -> "_Clock":
         """Time in which the loop waits for data."""
         return _Clock(self, "_waited")
+
+    def count(self, clip_flops: float) -> None:
+        """A step that needs so many model FLOPs for each of its clips."""
+        self._clip_flops += clip_flops
 
     def lap(self, step: int) -> dict[str, float]:
         """The figures since the last call.
@@ -132,11 +137,11 @@ class Meter:
             "train/pairs_per_s": clips_per_s * self._batch_size,
             "train/step_ms": seconds / steps * 1e3,
             "train/data_wait_fraction": self._waited / seconds,
-            "train/mfu": clips_per_s * self._flops(step - 1) / self._peak,
+            "train/mfu": self._clip_flops * self._batch_size / seconds / self._peak,
             "train/device_memory_gib": memory_gib(),
         }
         self._began, self._paused, self._waited = now, 0.0, 0.0
-        self._step = step
+        self._step, self._clip_flops = step, 0.0
         return scalars
 
 
