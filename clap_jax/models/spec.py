@@ -30,8 +30,8 @@ AUDIO_TOWERS = {
 }
 TEXT_TOWERS = {"bert": bert, "gpt2": gpt2, "clip_text": clip_text, "bart": bart}
 
-# What an embedding does not depend on, however far a clip or a text is padded: by kind
-# of tower, the options with which that is so. Of other kinds, texts never do, clips do.
+# Padding does not show in the embedding of an audio tower with these options, and shows
+# in that of a text tower with those. Other audio towers hear it, other text towers do not.
 _AUDIO_PADDING_IS_HIDDEN = {"pann": {"length_mask": "every_layer"}}
 _TEXT_PADDING_COUNTS = {"bart": {"pool": "mean_all"}}
 

@@ -18,15 +18,17 @@ TEXT_TOKENS = (16, 32)
 about 13 tokens; the longest of a batch of 64 has about 30."""
 
 
-def lengths(shorter: Sequence[float], full: int) -> tuple[int, ...]:
+def lengths(shorter: Sequence[int], full: int) -> tuple[int, ...]:
     """The lengths of `shorter` that are below `full`, and `full`, in rising order.
 
     Raises ValueError for one that is no positive whole number.
     """
     for length in shorter:
-        if isinstance(length, bool) or length != round(length) or length < 1:
-            raise ValueError(f"a length is {length!r}, expected 1 or more, and whole")
-    return (*sorted({int(x) for x in shorter if x < full}), full)
+        if type(length) is not int or length < 1:
+            raise ValueError(
+                f"a length is {length!r}, expected a whole number from 1 on"
+            )
+    return (*sorted({length for length in shorter if length < full}), full)
 
 
 def shortest(known: Sequence[int], needed: int) -> int:
@@ -42,7 +44,7 @@ class Texts:
 
     Hosts do not ask each other. Each counts the tokens of all captions of the global
     batch, which the seed alone decides, or of so many that the full length is needed:
-    some 20 microseconds each, beside milliseconds for a clip that is decoded. Only the
+    some tens of microseconds each, beside milliseconds for a clip to decode. Only the
     host that reads it knows that a clip is damaged: the caption that comes with its
     replacement is cut where it is longer than what all had reckoned with.
     """
@@ -83,6 +85,7 @@ class Texts:
         replaced: np.ndarray,
         caption_of: Callable[[int], str],
     ) -> int:
+        """The length of all hosts' captions, by what the order alone says of them."""
         *shorter, full = self._lengths
         if not shorter:
             return full

@@ -270,7 +270,15 @@ def test_a_text_has_one_vector_in_any_company(models, texts_of):
 def test_texts_of_one_length_go_together(models, texts_of):
     """Short ones do not pay for long ones: batches of 4 rows, or of 1, of each length."""
     counts = models["windows"].tokenizer(TEXTS)[1].sum(1)
-    assert [buckets.shortest((6, 14, 24), n) for n in counts] == [6, 6, 6, 24, 6, 24, 14]
+    assert [buckets.shortest((6, 14, 24), n) for n in counts] == [
+        6,
+        6,
+        6,
+        24,
+        6,
+        24,
+        14,
+    ]
     _, _, shapes = texts_of
     assert shapes[:3] == [(4, 6), (1, 14), (4, 24)]
 

@@ -14,6 +14,7 @@ from clap_jax import checkpoint, sharding
 from clap_jax import config as config_lib
 from clap_jax.audio.mel import FRONTENDS
 from clap_jax.models import zoo
+from clap_jax.pipeline import buckets
 from clap_jax.train import experiment, loop, plan, programs, throughput, topology
 from clap_jax.train import state as state_lib
 from clap_jax.train import step as step_lib
@@ -95,6 +96,7 @@ def counted():
     ],
 )
 def test_lengths_of_models(model, tokens, frames, most):
+    assert config_lib.default().data.text_buckets == buckets.TEXT_TOKENS
     found = programs.choose(config_lib.default(), zoo.SPECS[model])
     assert found == (tokens, frames)
     assert found.programs == most
