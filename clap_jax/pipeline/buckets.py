@@ -14,8 +14,8 @@ import numpy as np
 from clap_jax.text.tokenize import Tokenizer
 
 TEXT_TOKENS = (16, 32)
-"""Lengths of texts below the full one, special tokens included. Captions of a sound have
-about 13 tokens; the longest of a batch of 64 has about 30."""
+"""Lengths of texts below the full one, special tokens included. Captions of a sound
+have about 13 tokens; the longest of a batch of 64 has about 30."""
 
 
 def lengths(shorter: Sequence[int], full: int) -> tuple[int, ...]:
@@ -39,8 +39,8 @@ def shortest(known: Sequence[int], needed: int) -> int:
 class Texts:
     """Tokenises this host's captions, as long as all hosts make those of a batch.
 
-    tokenizer, shorter: the full length is the tokenizer's, see `lengths`. rows: those of
-    the global batch that this host makes.
+    tokenizer, shorter: the full length is the tokenizer's, see `lengths`. rows: those
+    of the global batch that this host makes.
 
     Hosts do not ask each other. Each counts the tokens of all captions of the global
     batch, which the seed alone decides, or of so many that the full length is needed:
@@ -68,8 +68,8 @@ class Texts:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids int32 [B, L] and mask bool [B, L] of captions, those of `rows`.
 
-        replaced: bool [B], captions that came with another clip. caption_of: the caption
-        of any row of the global batch if no clip is damaged.
+        replaced: bool [B], captions that came with another clip. caption_of: the
+        caption of any row of the global batch if no clip is damaged.
         """
         ids, mask = self._tokenizer(captions)
         counts = mask.sum(1)

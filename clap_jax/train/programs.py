@@ -65,7 +65,10 @@ def choose(config: ConfigDict, spec: zoo.Spec) -> Choice:
 
 
 def check(config: ConfigDict) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The buckets of a config, in tokens and in seconds. ConfigError where they cannot be."""
+    """The buckets of a config, in tokens and in seconds.
+
+    Raises ConfigError where they cannot be.
+    """
     tokens = config_lib.plain(config.data.text_buckets)
     seconds = config_lib.plain(config.data.audio_buckets)
     for key, values, kind, expected in (
