@@ -196,6 +196,15 @@ def default() -> ConfigDict:
     # the run stops when they exceed this share of the clips seen (of 1000, while fewer
     # were seen, so that one broken clip in the first batch does not end a run).
     config.data.max_bad_fraction = 0.01
+    # Lengths that batches may have besides the full one, each a program of its own,
+    # compiled when first needed; () for one length. Of texts, in tokens, special ones
+    # included: a batch has the shortest that holds all of its texts (evaluation: each
+    # text for itself). The loss is that of the full length. Only what is drawn for each
+    # place differs with the length: dropout, and where stripes of silence fall. A
+    # caption that comes with the replacement of a damaged clip is cut to the batch's.
+    config.data.text_buckets = (16, 32)
+    # Of whole clips (BLAT), in seconds; clips of one window have one length anyhow.
+    config.data.audio_buckets = (2.5, 5.0)
     # Vocabulary of the tokenizer that is trained on the captions when the model names
     # no published one. The model's own vocabulary is cut to what was learnt.
     config.data.vocab_size = 4096

@@ -7,6 +7,7 @@ same point. A process that is alone needs none of this, and gets none.
 """
 
 import atexit
+import itertools
 import logging as python_logging
 import os
 import signal
@@ -26,6 +27,7 @@ from typing import Any, NoReturn, Self
 import jax
 import numpy as np
 from absl import logging
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from clap_jax import remote
@@ -39,6 +41,11 @@ dead, ends by SIGABRT (134 in a shell), which asks for the same."""
 
 # How long processes wait for each other at the start.
 START_SECONDS = 300
+
+# How long `largest` waits. Of a process that died the heartbeat knows much sooner.
+AGREE_SECONDS = 24 * 3600
+
+_agreements = itertools.count()
 
 # What a failed collective says when the process at its other end has gone.
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "oordination", "Connection closed", "heartbeat")
@@ -348,6 +355,25 @@ def from_first(values: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return values
     return np.asarray(multihost_utils.broadcast_one_to_all(values))
+
+
+def largest(value: int) -> int:
+    """The largest of the processes' numbers, on all; each calls this equally often.
+
+    Through the coordination service, not the devices: nothing waits for the steps that
+    these have under way.
+    """
+    if jax.process_count() == 1:
+        return value
+    client, number = distributed.global_state.client, next(_agreements)
+    place = f"clap_jax/largest/{number}/"
+    client.key_value_set(f"{place}{jax.process_index()}", str(value))
+    client.wait_at_barrier(place, AGREE_SECONDS * 1000)
+    found = client.key_value_dir_get(place)
+    if jax.process_index() == 0 and number:
+        # Who came here has read the answer before this one.
+        client.key_value_delete(f"clap_jax/largest/{number - 1}/")
+    return max(int(text) for _, text in found)
 
 
 def check_equal(texts: Mapping[str, str]) -> None:

@@ -47,6 +47,8 @@ def get_config(argument=None):
     config.optim.warmup_percent = 5.0
     config.data.mel = "host"
     config.data.cache_gib = 2.0
+    # Of so small a text tower a second program costs more than it saves.
+    config.data.text_buckets = ()
     config.augment = {
         "gain_db": 10.0,
         "time_shift": 0.5,

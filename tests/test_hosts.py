@@ -234,3 +234,39 @@ def test_processes_that_differ_are_named(monkeypatch):
     monkeypatch.setattr(hosts.multihost_utils, "process_allgather", others_say)
     with pytest.raises(HostsError, match="process 2 and process 0 differ in the data"):
         hosts.check_equal({"the config": "a", "the data": "b"})
+
+
+LARGEST = """
+import sys, time
+import jax
+from clap_jax import hosts
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+place = jax.process_index()
+found = []
+for number in range(20):
+    if number % 7 == 3 * place:
+        time.sleep(0.05)
+    found.append(hosts.largest(100 * number + (number + place) % 2))
+assert found == [100 * number + 1 for number in range(20)], found
+client = hosts.distributed.global_state.client
+client.wait_at_barrier("end", 60_000)
+assert len(client.key_value_dir_get("clap_jax/largest/")) == 2  # the last ones
+client.wait_at_barrier("seen", 60_000)
+"""
+
+
+def test_processes_find_their_largest_number(request):
+    """Equally often called, and never mixed up with the number before."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", LARGEST, address, str(number)],
+            cwd=request.config.rootpath,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        for number in range(2)
+    ]
+    assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    assert hosts.largest(7) == 7

@@ -25,11 +25,12 @@ from clap_jax import sharding
 from clap_jax.audio import crop, io
 from clap_jax.audio import frontend as frontend_lib
 from clap_jax.audio.mel import Frontend
+from clap_jax.models import spec as spec_lib
 from clap_jax.models import zoo
 from clap_jax.models.classifier import Classifier, ClassifierSpec
 from clap_jax.models.dual import Dual
 from clap_jax.models.tower import Sound
-from clap_jax.pipeline import loader
+from clap_jax.pipeline import buckets, loader
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source
 from clap_jax.text.tokenize import Tokenizer
@@ -75,6 +76,8 @@ class ModelEncoder:
         output: what a clip becomes: "vector" (of a pair of towers the embedding, of
             length one; of a classifier the scores of its classes), "projection" (before
             it is normalised) or "embedding" (of the audio tower).
+        text_tokens: lengths that texts are padded to, beside the model's own; each to
+            the shortest that holds it. () for one length.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class ModelEncoder:
         threads: int = 4,
         crop_seed: int | None = None,
         output: str = "vector",
+        text_tokens: Sequence[int] = buckets.TEXT_TOKENS,
     ):
         if crop_seed is not None and spec.frontend.whole_clip:
             raise ValueError(
@@ -104,6 +108,7 @@ class ModelEncoder:
         self._host = 0 if alone else jax.process_index()
         self._hosts = 1 if alone else jax.process_count()
         self._threads, self._crop_seed = threads, crop_seed
+        self._text_tokens = text_tokens if spec_lib.pads_texts_freely(spec) else ()
         # Called before every batch, equally often on all hosts; may raise to stop.
         self.before_batch: Callable[[], None] = lambda: None
         random_crop = crop_seed is not None
@@ -245,8 +250,21 @@ class ModelEncoder:
         return embeddings
 
     def text(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings float32 [m, E] of texts."""
+        """Embeddings float32 [m, E] of texts, each the same alone and among others.
+
+        How far a text is padded depends on itself alone; texts of one length go together.
+        """
         ids, mask = self._tokenizer(list(texts))
+        known = buckets.lengths(self._text_tokens, self._tokenizer.length)
+        lengths = np.array([buckets.shortest(known, n) for n in mask.sum(1)])
+        embeddings = np.zeros((len(ids), self.spec.embed_dim), np.float32)
+        for length in np.unique(lengths):
+            rows = lengths == length
+            embeddings[rows] = self._text(ids[rows, :length], mask[rows, :length])
+        return embeddings
+
+    def _text(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Embeddings of tokenised texts of one length."""
         rows = []
         for (part_ids, count), (part_mask, _) in zip(
             self._padded(ids), self._padded(mask), strict=True

@@ -39,6 +39,7 @@ class _Bart(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     token_drop: float = 0.0
+    full_length: int = 0
 
     @nn.compact
     def __call__(
@@ -50,7 +51,7 @@ class _Bart(nn.Module):
             raise ValueError(f"texts of {length} tokens; this tower takes {longest}")
         positions = POSITION_OFFSET + jnp.arange(length)
         if train and self.token_drop:
-            kept = drop.tokens_kept(self.token_drop, length)
+            kept = drop.tokens_kept(self.token_drop, length, self.full_length)
             key, last = self.make_rng("augment"), drop.last_true(mask)
             index = drop.token_index(key, mask, last, kept)
             ids, mask, positions = drop.take_tokens(index, ids, mask, positions[None])
@@ -98,6 +99,7 @@ def tower(
     dtype: str = "float32",
     remat: str = "none",
     token_drop: float = 0.0,
+    full_length: int = 0,
 ) -> Tower:
     """BART's encoder; `options` override `DEFAULTS`.
 
@@ -108,9 +110,9 @@ def tower(
     as LAION-CLAP has it (`"mean_all"`). aux["hidden"] [B, L, D] is the last layer. In
     training, `dropout` applies to the embeddings, the attention weights and both
     residual branches.
-    token_drop: the share of tokens that is left out in training, see `drop`. The first
-    and the last always stay, positions are those of the whole text, and
-    aux["hidden"] has fewer of them.
+    token_drop: the share of tokens, of `full_length`, that is left out in training, see
+    `drop.tokens_kept`. The first and the last always stay, positions are those of the
+    whole text, and aux["hidden"] has fewer of them.
     Errors: ValueError on texts longer than the position table, less 2, on unknown
     pools, and when too few tokens would stay.
     """
@@ -121,5 +123,6 @@ def tower(
             dtype=jnp.dtype(dtype),
             remat=remat,
             token_drop=token_drop,
+            full_length=full_length,
         )
     )

@@ -34,6 +34,7 @@ class _Bert(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     token_drop: float = 0.0
+    full_length: int = 0
 
     @nn.compact
     def __call__(
@@ -42,7 +43,7 @@ class _Bert(nn.Module):
         ids, mask = x
         positions = self._positions(mask)
         if train and self.token_drop:
-            kept = drop.tokens_kept(self.token_drop, ids.shape[1])
+            kept = drop.tokens_kept(self.token_drop, ids.shape[1], self.full_length)
             key, last = self.make_rng("augment"), drop.last_true(mask)
             index = drop.token_index(key, mask, last, kept)
             ids, mask, positions = drop.take_tokens(index, ids, mask, positions)
@@ -120,6 +121,7 @@ def tower(
     dtype: str = "float32",
     remat: str = "none",
     token_drop: float = 0.0,
+    full_length: int = 0,
 ) -> Tower:
     """A BERT-like encoder of token ids; `options` override `DEFAULTS`.
 
@@ -131,9 +133,9 @@ def tower(
     arrangement, `"pre"` one that trains from scratch at higher rates. `eps` is 1e-5
     for RoBERTa, 1e-12 for BERT. In training, `dropout` applies to the embeddings,
     the attention weights and both residual branches.
-    token_drop: the share of tokens that is left out in training, see `drop`. The first
-    and the last always stay, positions are those of the whole text, and
-    `aux["hidden"]` has fewer of them.
+    token_drop: the share of tokens, of `full_length`, that is left out in training, see
+    `drop.tokens_kept`. The first and the last always stay, positions are those of the
+    whole text, and `aux["hidden"]` has fewer of them.
     Errors: ValueError on texts longer than the position table, and when too few tokens
     would stay.
     """
@@ -144,5 +146,6 @@ def tower(
             dtype=jnp.dtype(dtype),
             remat=remat,
             token_drop=token_drop,
+            full_length=full_length,
         )
     )

@@ -30,6 +30,7 @@ class _ClipText(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     token_drop: float = 0.0
+    full_length: int = 0
 
     @nn.compact
     def __call__(
@@ -45,7 +46,7 @@ class _ClipText(nn.Module):
         # in Hugging Face's tokenizer, the end token again: the first one counts.
         end, positions = jnp.argmax(ids, axis=1).astype(jnp.int32), jnp.arange(length)
         if train and self.token_drop:
-            kept = drop.tokens_kept(self.token_drop, length)
+            kept = drop.tokens_kept(self.token_drop, length, self.full_length)
             seen = positions <= end[:, None]
             positions = drop.token_index(self.make_rng("augment"), seen, end, kept)
             (ids,) = drop.take_tokens(positions, ids)
@@ -81,6 +82,7 @@ def tower(
     dtype: str = "float32",
     remat: str = "none",
     token_drop: float = 0.0,
+    full_length: int = 0,
 ) -> Tower:
     """CLIP's text encoder; `options` override `DEFAULTS`.
 
@@ -91,9 +93,9 @@ def tower(
     no sense. aux["hidden"] [B, L, D] has all states. `activation` is "gelu" in LAION's
     models and "quick_gelu" in OpenAI's weights. In training, `dropout` applies to the
     embeddings, the attention weights and both residual branches (0 in both).
-    token_drop: the share of tokens that is left out in training, see `drop`. The first
-    and the end token always stay, positions are those of the whole text, and
-    aux["hidden"] has fewer of them.
+    token_drop: the share of tokens, of `full_length`, that is left out in training, see
+    `drop.tokens_kept`. The first and the end token always stay, positions are those of
+    the whole text, and aux["hidden"] has fewer of them.
     Errors: ValueError on texts longer than the position table, and when too few tokens
     would stay.
     """
@@ -104,5 +106,6 @@ def tower(
             dtype=jnp.dtype(dtype),
             remat=remat,
             token_drop=token_drop,
+            full_length=full_length,
         )
     )

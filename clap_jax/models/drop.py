@@ -45,19 +45,22 @@ def groups_kept(name: str, rate: float, groups: int) -> int:
     return kept
 
 
-def tokens_kept(rate: float, length: int) -> int:
-    """How many of `length` tokens stay: ceil(length * (1 - rate)).
+def tokens_kept(rate: float, length: int, full_length: int = 0) -> int:
+    """How many of `length` tokens stay: ceil(full_length * (1 - rate)), or all.
 
+    full_length: that of texts which are padded as far as the model takes them, 0 where
+    these are: of such a text as many tokens stay however little it is padded.
     Errors: ValueError when the first and the last one would not both stay.
     """
+    full_length = full_length or length
     # Rounded first, so that 10 * (1 - 0.7) is 3 and not a little more.
-    kept = math.ceil(round(length * (1 - rate), 6))
+    kept = math.ceil(round(full_length * (1 - rate), 6))
     if rate and kept < 2:
         raise ValueError(
-            f"train.token_drop is {rate}, which leaves {kept} of {length} tokens; the "
-            "first and the last one have to stay"
+            f"train.token_drop is {rate}, which leaves {kept} of {full_length} tokens; "
+            "the first and the last one have to stay"
         )
-    return kept
+    return min(kept, length)
 
 
 def subset(

@@ -48,6 +48,7 @@ class _Gpt2(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     token_drop: float = 0.0
+    full_length: int = 0
 
     @nn.compact
     def __call__(
@@ -58,7 +59,7 @@ class _Gpt2(nn.Module):
         if train and self.token_drop:
             length = ids.shape[1]
             self._check(length)
-            kept = drop.tokens_kept(self.token_drop, length)
+            kept = drop.tokens_kept(self.token_drop, length, self.full_length)
             # What follows the pooled token has no influence on it.
             seen = jnp.arange(length) <= last[:, None]
             index = drop.token_index(self.make_rng("augment"), seen, last, kept)
@@ -172,6 +173,7 @@ def tower(
     dtype: str = "float32",
     remat: str = "none",
     token_drop: float = 0.0,
+    full_length: int = 0,
 ) -> Tower:
     """GPT-2 as a text tower; `options` override `DEFAULTS`.
 
@@ -183,9 +185,9 @@ def tower(
     which is another one in texts that contain `pad_id`. aux["hidden"] [B, L, D] has all
     states. In training, `dropout` applies to the embeddings, the attention weights and
     both residual branches.
-    token_drop: the share of tokens that is left out in training, see `drop`. The first
-    and the pooled one always stay, positions are those of the whole text, and
-    aux["hidden"] has fewer of them.
+    token_drop: the share of tokens, of `full_length`, that is left out in training, see
+    `drop.tokens_kept`. The first and the pooled one always stay, positions are those of
+    the whole text, and aux["hidden"] has fewer of them.
     Errors: ValueError on texts longer than the position table, on unknown pools, and
     when too few tokens would stay.
     """
@@ -196,6 +198,7 @@ def tower(
             dtype=jnp.dtype(dtype),
             remat=remat,
             token_drop=token_drop,
+            full_length=full_length,
         )
     )
 

@@ -30,6 +30,11 @@ AUDIO_TOWERS = {
 }
 TEXT_TOWERS = {"bert": bert, "gpt2": gpt2, "clip_text": clip_text, "bart": bart}
 
+# Padding does not show in the embedding of an audio tower with these options, and shows
+# in that of a text tower with those. Other audio towers hear it, other text towers do not.
+_AUDIO_PADDING_IS_HIDDEN = {"pann": {"length_mask": "every_layer"}}
+_TEXT_PADDING_COUNTS = {"bart": {"pool": "mean_all"}}
+
 
 @dataclasses.dataclass(frozen=True)
 class TowerSpec:
@@ -103,6 +108,26 @@ class Spec:
     def from_json(cls, text: str) -> "Spec":
         """The inverse of `to_json`. Errors: ValueError on unknown or missing keys."""
         return from_dict(json.loads(text))
+
+
+def _has(tower: TowerSpec, table: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the options that `table` has for this kind of tower are the tower's."""
+    wanted = table.get(tower.kind)
+    return wanted is not None and wanted.items() <= tower.options.items()
+
+
+def pads_texts_freely(spec: Any) -> bool:
+    """Whether a text has the same embedding however far it is padded.
+
+    spec: of a pair of towers, or any other with an audio tower, which has no texts.
+    """
+    text = getattr(spec, "text", None)
+    return text is not None and not _has(text, _TEXT_PADDING_COUNTS)
+
+
+def pads_clips_freely(spec: Any) -> bool:
+    """Whether a clip has the same embedding however far it is padded."""
+    return spec.frontend.whole_clip and _has(spec.audio, _AUDIO_PADDING_IS_HIDDEN)
 
 
 def read_spec(path: Path) -> Spec:

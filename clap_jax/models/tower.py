@@ -16,7 +16,7 @@ STREAMS = ("dropout", "droppath", "augment")
 # Fields of a linen module that are not choices of architecture.
 _NOT_OPTIONS = (
     *("parent", "name", "dtype", "remat", "vocab_size"),
-    *("patch_drop", "frequency_drop", "token_drop"),
+    *("patch_drop", "frequency_drop", "token_drop", "full_length"),
 )
 
 

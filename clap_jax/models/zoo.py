@@ -235,7 +235,11 @@ def build(
     drop.tokens_kept(token_drop, spec.text_length)
     sound, ids, mask = examples(spec)
     text = TEXT_TOWERS[spec.text.kind].tower(
-        spec.text.options, spec.vocab_size, **compute, token_drop=token_drop
+        spec.text.options,
+        spec.vocab_size,
+        **compute,
+        token_drop=token_drop,
+        full_length=spec.text_length,
     )
     return dual.make(
         audio,
@@ -270,18 +274,23 @@ def audio_tower(
     )
 
 
-def examples(spec: Spec) -> tuple[Sound, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of one clip, and of the ids and the mask of one text."""
-    tokens = (1, spec.text_length)
+def examples(
+    spec: Spec, text_length: int = 0, clip_frames: int = 0
+) -> tuple[Sound, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of one clip, and of the ids and the mask of one text.
+
+    text_length, clip_frames: how long they are, 0 for what the spec says.
+    """
+    tokens = (1, text_length or spec.text_length)
     ids = jax.ShapeDtypeStruct(tokens, jnp.int32)
     mask = jax.ShapeDtypeStruct(tokens, jnp.bool_)
-    return example_sound(spec.frontend), ids, mask
+    return example_sound(spec.frontend, clip_frames), ids, mask
 
 
-def example_sound(frontend: Frontend) -> Sound:
-    """Shapes and dtypes of one clip."""
+def example_sound(frontend: Frontend, clip_frames: int = 0) -> Sound:
+    """Shapes and dtypes of one clip; clip_frames: how long it is, 0 for a window."""
     views = (frontend.views,) if frontend.views > 1 else ()
-    shape = (1, *views, frontend.clip_frames, frontend.mels)
+    shape = (1, *views, clip_frames or frontend.clip_frames, frontend.mels)
     return Sound(
         mel=jax.ShapeDtypeStruct(shape, jnp.float32),
         longer=jax.ShapeDtypeStruct((1,), jnp.bool_) if views else None,

@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 
 from clap_jax.audio import io
-from clap_jax.pipeline import leftovers
+from clap_jax.pipeline import buckets, leftovers
 from clap_jax.pipeline.labels import Targets
 from clap_jax.pipeline.ops import (
     Clip,
@@ -58,6 +58,9 @@ def train_dataset(
     prefetch: int = 4,
     read_together: int = 1,
     targets: Targets | None = None,
+    text_tokens: Sequence[int] = (),
+    clip_frames: Sequence[int] = (),
+    agree: Callable[[int], int] | None = None,
 ) -> "TrainDataset":
     """Endless, shuffled, checkpointable batches.
 
@@ -76,14 +79,17 @@ def train_dataset(
         POOL_BLOCKS * G clips are few beside its part of a batch, or where it is alone.
     targets: when given, a batch has the labels of clips (see there) in place of `ids`
         and `mask`, and needs no tokenizer.
+    text_tokens, clip_frames: lengths of texts below the tokenizer's, and of whole clips
+        below that of a training crop; a batch has the shortest that holds all of the
+        global batch. See `buckets.Texts`, and `buckets.Fit` for agree.
 
     A batch is a dict: `mel` float16 [B, N, F] or `wave` int16 [B, T]; `ids` int32 [B, L]
     and `mask` bool [B, L] of a caption drawn from the clip's; `group` int32 [B], equal
     for positives of each other; `bad` bool [B], the clip was damaged and its place was
-    taken by the next sound one (with that one's caption). For a front end with views,
-    `mel` is [B, 4, N, F], and `longer` bool [B] says which clips are longer than the
-    window; for one of whole clips, `frames` int32 [B] says how many frames of `mel`
-    belong to the clip.
+    taken by the next sound one (with that one's caption, cut where `text_tokens` leave
+    it too little room). For a front end with views, `mel` is [B, 4, N, F], and `longer`
+    bool [B] says which clips are longer than the window; for one of whole clips,
+    `frames` int32 [B] says how many frames of `mel` belong to the clip.
     Raises ValueError: too few clips for a batch, weights or names that make no sense.
     """
     if min(batch_size, prefetch) < 1 or min(threads, workers) < 0:
@@ -121,10 +127,15 @@ def train_dataset(
         raise ValueError(
             f"rows are {list(rows)}, expected {batch_size} numbers below {global_batch}"
         )
-    batches = TrainBatches(
-        clips, order, tokenizer, global_batch, rows, threads, targets
-    )
-    return TrainDataset(batches, threads, workers, prefetch)
+    texts = None
+    if targets is None:
+        texts = buckets.Texts(tokenizer, text_tokens, global_batch, rows)
+    batches = TrainBatches(clips, order, texts, global_batch, rows, threads, targets)
+    fit = None
+    if prepare.frontend.whole_clip:
+        frames = buckets.lengths(clip_frames, prepare.frontend.clip_frames)
+        fit = buckets.Fit(frames, agree) if len(frames) > 1 else None
+    return TrainDataset(batches, threads, workers, prefetch, fit)
 
 
 class TrainBatches:
@@ -134,14 +145,14 @@ class TrainBatches:
         self,
         clips: Sequence[Clips],
         order: Order,
-        tokenizer: Tokenizer | None,
+        texts: buckets.Texts | None,
         global_batch: int,
         rows: Sequence[int],
         threads: int,
         targets: Targets | None = None,
     ):
         self.order, self.global_batch = order, global_batch
-        self._clips, self._tokenizer, self._targets = clips, tokenizer, targets
+        self._clips, self._texts, self._targets = clips, texts, targets
         self._rows, self._batch_size = tuple(rows), len(rows)
         self._decoder = Decoder(threads)
         size, self._together = order.read_together, None
@@ -171,10 +182,18 @@ class TrainBatches:
                 self._targets.put(batch, row, which, source.tags(clip.index))
             put(batch, row, prepare.example(clip.whole, rng))
             group[row] = group_number(source.name, source.group(clip.index))
-        if self._targets is None:
-            batch["ids"], batch["mask"] = self._tokenizer(captions)
         bad = np.array([clip.bad for clip in found])
+        if self._targets is None:
+            others = partial(self._caption, int(first_draw))
+            batch["ids"], batch["mask"] = self._texts(captions, bad, others)
         return batch | {"group": group, "bad": bad}
+
+    def _caption(self, first_draw: int, row: int) -> str:
+        """What a row of the global batch has for a caption if its clip is sound."""
+        draw = first_draw + row
+        which, index = self.order(draw)
+        rng = example_generator(self.order.seed, draw)
+        return draw_caption(self._clips[which].source, index, rng)
 
     def _fetch(self, places: list[tuple[int, int]]) -> list[Clip]:
         """Clips in the order of `places`; those that take work, in threads."""
@@ -245,10 +264,15 @@ class TrainDataset(grain.IterDataset):
     """The endless sequence of batches; every iterator over it starts at the beginning."""
 
     def __init__(
-        self, batches: TrainBatches, threads: int, workers: int, prefetch: int
+        self,
+        batches: TrainBatches,
+        threads: int,
+        workers: int,
+        prefetch: int,
+        fit: buckets.Fit | None = None,
     ):
         super().__init__()
-        self.batches = batches
+        self.batches, self.fit = batches, fit
         self._threads, self._workers, self._prefetch = threads, workers, prefetch
 
     def __iter__(self) -> "TrainIterator":
@@ -292,7 +316,7 @@ class TrainIterator(grain.DatasetIterator):
         batch = next(self._inner)
         leftovers.remember(batch)
         self._next_draw += self._dataset.batches.global_batch
-        return batch
+        return batch if self._dataset.fit is None else self._dataset.fit(batch)
 
     def __str__(self) -> str:
         return f"TrainIterator({self._dataset})"

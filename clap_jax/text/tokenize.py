@@ -48,6 +48,7 @@ class Tokenizer:
         backend.no_padding()
         backend.enable_truncation(length)
         self.tokenizer, self.length, self._backend = tokenizer, length, backend
+        self._shorter: dict[int, Tokenizer] = {}
 
     @property
     def vocab_size(self) -> int:
@@ -69,12 +70,25 @@ class Tokenizer:
         ids = np.full((len(texts), self.length), self.pad_id, np.int32)
         mask = np.zeros((len(texts), self.length), bool)
         for row, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"text {row} is {text!r}, expected words")
-            found = self._backend.encode(text).ids
+            found = self._encode(text, f"text {row}")
             ids[row, : len(found)] = found
             mask[row, : len(found)] = True
         return ids, mask
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, L at most, special ones included. ValueError as above."""
+        return len(self._encode(text, "the text"))
+
+    def shorter(self, length: int) -> "Tokenizer":
+        """The same tokenizer, which cuts texts after fewer tokens."""
+        if length not in self._shorter:
+            self._shorter[length] = Tokenizer(self.tokenizer, length)
+        return self._shorter[length]
+
+    def _encode(self, text: str, name: str) -> list[int]:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{name} is {text!r}, expected words")
+        return self._backend.encode(text).ids
 
     def to_json(self) -> str:
         """All that the ids of a text depend on: equal for equal tokenizers."""

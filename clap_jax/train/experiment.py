@@ -17,7 +17,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from clap_jax import checkpoint, convert, sharding
+from clap_jax import checkpoint, convert, hosts, sharding
 from clap_jax import config as config_lib
 from clap_jax.audio.augment import Augment
 from clap_jax.evals import WITHOUT_TEXTS, Result
@@ -31,7 +31,7 @@ from clap_jax.pipeline.labels import Targets
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source
 from clap_jax.text import tokenize
-from clap_jax.train import device_data, evaluations, heads, tasks
+from clap_jax.train import device_data, evaluations, heads, programs, tasks
 from clap_jax.train import starts as starts_lib
 from clap_jax.train import state as state_lib
 
@@ -74,7 +74,7 @@ class Experiment(NamedTuple):
         )
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of a global batch."""
+        """The shapes of a global batch of full length."""
         return device_data.abstract_batch(
             self.prepare(),
             getattr(self.spec, "text_length", 0),
@@ -83,6 +83,13 @@ class Experiment(NamedTuple):
             self.targets,
         )
 
+    def lengths(self) -> programs.Choice:
+        """What the batches may have for lengths."""
+        full = programs.of_batch(self.abstract_batch())
+        if self.config.data.source == NOISE:
+            return programs.Choice((full.tokens,), (full.frames,))
+        return programs.choose(self.config, self.spec)
+
     def train_dataset(self) -> loader.TrainDataset | device_data.DeviceData:
         """This host's batches, endless; its iterators are checkpointable."""
         config = self.config
@@ -90,6 +97,7 @@ class Experiment(NamedTuple):
             vocab_size = getattr(self.spec, "vocab_size", 0)
             noise = device_data.noise(self.abstract_batch(), vocab_size)
             return device_data.DeviceData(noise)
+        lengths = self.lengths()
         return loader.train_dataset(
             self.sources,
             self.prepare(),
@@ -103,6 +111,9 @@ class Experiment(NamedTuple):
             prefetch=config.data.prefetch,
             read_together=config.data.read_together,
             targets=self.targets,
+            text_tokens=lengths.tokens,
+            clip_frames=lengths.frames,
+            agree=hosts.largest if jax.process_count() > 1 else None,
         )
 
     def examples(self) -> int:
@@ -213,6 +224,7 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
             threads=config.data.threads,
             crop_seed=crop_seed,
             output=output,
+            text_tokens=config_lib.plain(config.data.text_buckets),
         )
     )
     # While a model changes, nobody asks for the same vectors twice.
@@ -260,6 +272,7 @@ def check(config: ConfigDict) -> contrastive.Options:
         raise config_lib.ConfigError(
             f"task.heads are for task.name=classify, not {config.task.name}"
         )
+    programs.check(config)
     sharding.check_pattern(config.init_pattern, "init_pattern")
     _check_best_metric(config)
     return contrastive.Options(**config_lib.plain(config.loss))

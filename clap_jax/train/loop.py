@@ -18,7 +18,7 @@ from clap_jax import config as config_lib
 from clap_jax.checkpoint import Checkpoints
 from clap_jax.evals import Result, encode, report
 from clap_jax.train import experiment as experiment_lib
-from clap_jax.train import optim, starts, tasks, throughput
+from clap_jax.train import optim, programs, starts, tasks, throughput
 from clap_jax.train import state as state_lib
 from clap_jax.train import step as step_lib
 from clap_jax.train.experiment import Experiment, every
@@ -81,7 +81,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
         update_at = _compiled(experiment, optimizer, state, steps)
         experiment.keep()
         writer = opened.enter_context(_writer(config, workdir, total_steps, start_step))
-        meter = _meter(experiment, steps)
+        meter = _meter(experiment, start_step)
         window = Window(config.profile, workdir, start_step)
         opened.callback(window.close)
         results: dict[str, Result] = {}
@@ -137,9 +137,14 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
                 batch = next(iterator)
 
             # 4. Step. Nothing may move between host and device by accident.
-            batch = sharding.to_global(batch, mesh)
+            batch, update = sharding.to_global(batch, mesh), update_at(step)
+            if not update.ready(batch):
+                jax.block_until_ready(state)
+                with meter.paused():
+                    update.prepare(batch)
             with jax.transfer_guard("disallow"):
-                state = update_at(step)(state, batch)
+                state = update(state, batch)
+            meter.count(update.clip_flops(batch))
 
             # 5. Log.
             if every(config.train.log_steps, step + 1) or step + 1 == total_steps:
@@ -286,67 +291,81 @@ def _compiled(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     steps: tuple[int, int],
-) -> Callable[[int], jax.stages.Compiled]:
+) -> Callable[[int], programs.Programs]:
     """What makes each step from the first of `steps` on to the last: step -> update.
 
     A run that leaves out patches or words has a second stage, which sees everything.
-    Everything is compiled now; the log says what it costs, and how the loss is made.
+    Batches of full length are compiled for now, since they need most, and shorter ones
+    when the first comes; the log says what each costs, and how the loss is made.
     """
-    mesh, config = experiment.mesh, experiment.config
-    logging.info("%s", tasks.loss_facts(config, experiment.spec, mesh)["reason"])
+    mesh, config, spec = experiment.mesh, experiment.config, experiment.spec
+    logging.info("%s", tasks.loss_facts(config, spec, mesh)["reason"])
     begin, end = steps
     boundary = experiment.undropped_from(end)
+    most, full = experiment.lengths().programs, experiment.abstract_batch()
+    state = jax.tree.map(_abstract, state)  # it will be given away
+    # As on paper: loops and what is computed again would be counted otherwise.
+    on_paper = experiment_lib.duals(config, spec, remat="none")
 
-    def compiled(dual: tasks.Model, what: str) -> jax.stages.Compiled:
-        began = time.perf_counter()
+    def compiled(
+        dual: tasks.Model, counted: tasks.Model, what: str
+    ) -> programs.Programs:
         update = step_lib.make_update(
-            config, experiment.spec, dual, optimizer, mesh, experiment.augment
+            config, spec, dual, optimizer, mesh, experiment.augment
         )
-        batch = experiment.abstract_batch()
-        compiled = step_lib.compile_step(update, state, batch, mesh)
-        logging.info(
-            "%s%s: %.2f M parameters, batch %d on %d device(s), compiled in %.1f s",
-            experiment.spec.name,
-            what,
-            state_lib.count_parameters(state.params) / 1e6,
-            config.train.batch_size,
-            mesh.size,
-            time.perf_counter() - began,
-        )
-        return compiled
+
+        def make(batch: programs.Batch) -> tuple[jax.stages.Compiled, float]:
+            began, lengths = time.perf_counter(), programs.of_batch(batch)
+            compiled = step_lib.compile_step(update, state, batch, mesh)
+            logging.info(
+                "%s%s: %.2f M parameters, batch %d on %d device(s), compiled in %.1f s "
+                "for %s: program %d of %d at most",
+                spec.name,
+                what,
+                state_lib.count_parameters(state.params) / 1e6,
+                config.train.batch_size,
+                mesh.size,
+                time.perf_counter() - began,
+                lengths,
+                made.count + 1,
+                most,
+            )
+            flops = throughput.model_flops(
+                counted, spec, config.train.batch_size, *lengths
+            )
+            return compiled, flops
+
+        made = programs.Programs(make)
+        made.prepare(full)
+        return made
 
     first, last = None, None
     if begin < boundary:
-        first = compiled(experiment.dual, f" up to step {boundary}, with drops")
+        what = f" up to step {boundary}, with drops"
+        first = compiled(experiment.dual, on_paper[0], what)
     if max(begin, boundary) < end:
-        last = compiled(experiment.undropped, "")
+        last = compiled(experiment.undropped, on_paper[1], "")
+    if (made := first or last) is not None:
+        flops = made.clip_flops(full)
+        logging.info(
+            "%.4g GFLOP a clip, %.4g TFLOP a step",
+            flops / 1e9,
+            flops * config.train.batch_size / 1e12,
+        )
     return lambda step: first if step < boundary else last
 
 
-def _meter(experiment: Experiment, steps: tuple[int, int]) -> throughput.Meter:
-    """Counts from the first of `steps` on against what model and devices can do."""
-    begin, end = steps
-    config, spec = experiment.config, experiment.spec
-    batch_size, boundary = config.train.batch_size, experiment.undropped_from(end)
-    # As on paper: loops and what is computed again would be counted otherwise.
-    dual, undropped = experiment_lib.duals(config, spec, remat="none")
-    first = last = throughput.model_flops(undropped, spec, batch_size)
-    if dual is not undropped:
-        first = throughput.model_flops(dual, spec, batch_size)
+def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _meter(experiment: Experiment, step: int) -> throughput.Meter:
+    """Counts from `step` on against what the devices can do."""
     peak = throughput.peak_flops(list(experiment.mesh.devices.flat))
-    logging.info(
-        "%.4g GFLOP a clip, %.4g TFLOP a step; all devices reach %.4g TFLOP/s at best",
-        first / 1e9,
-        first * batch_size / 1e12,
-        peak / 1e12,
-    )
-    return throughput.Meter(
-        batch_size,
-        begin,
-        lambda step: first if step < boundary else last,
-        peak,
-        pairs=config.task.name == "contrastive",
-    )
+    logging.info("all devices reach %.4g TFLOP/s at best", peak / 1e12)
+    config = experiment.config
+    pairs = config.task.name == "contrastive"
+    return throughput.Meter(config.train.batch_size, step, peak, pairs)
 
 
 def _checkpoints(config: ConfigDict, workdir: Path) -> contextlib.closing:

@@ -126,7 +126,7 @@ def experiment(config: ConfigDict, topology: Topology) -> Experiment:
 
 
 def compile_step(config: ConfigDict, topology: Topology) -> Compiled:
-    """Compile the step of `config` for `topology`.
+    """Compile the step of `config` for `topology`, for batches of full length.
 
     Where patches or words are left out it is the last stage's, which sees everything:
     it needs most, and has to fit. A program that is too big is no error. Raises

@@ -15,7 +15,6 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +29,18 @@ from clap_jax.train.tasks import Model, Spec
 MEASURED_ROWS = 1024
 
 
-def model_flops(dual: Model, spec: Spec, batch_size: int) -> float:
+def model_flops(
+    dual: Model,
+    spec: Spec,
+    batch_size: int,
+    text_length: int = 0,
+    clip_frames: int = 0,
+) -> float:
     """FLOPs that a training step of B = batch_size needs for one clip with its text.
 
-    dual: with remat "none", since XLA counts the body of a loop once. For a classifier
-    those of one clip, all parameters trained.
+    dual: with remat "none", since XLA counts the body of a loop once. text_length,
+    clip_frames: of the batch, as `zoo.examples` takes them. For a classifier those of
+    one clip, all parameters trained.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(dual.init, key)
@@ -43,7 +49,7 @@ def model_flops(dual: Model, spec: Spec, batch_size: int) -> float:
         def hear(variables, sound, key):
             return dual.encode_audio(variables, sound, train=True, key=key)[0][0]
 
-        sound = zoo.example_sound(spec.frontend)
+        sound = zoo.example_sound(spec.frontend, clip_frames)
         lowered = jax.jit(hear).lower(variables, sound, key)
         return 3 * lowered.cost_analysis()["flops"]
 
@@ -52,7 +58,8 @@ def model_flops(dual: Model, spec: Spec, batch_size: int) -> float:
         (zt, _), _ = dual.encode_text(variables, ids, mask, train=True, key=key)
         return za, zt
 
-    lowered = jax.jit(encode).lower(variables, key, *zoo.examples(spec))
+    inputs = zoo.examples(spec, text_length, clip_frames)
+    lowered = jax.jit(encode).lower(variables, key, *inputs)
     encoding = lowered.cost_analysis()["flops"]
     return 3 * (encoding + 2.0 * batch_size * spec.embed_dim)
 
@@ -104,20 +111,12 @@ class Meter:
     """Where the time goes between two lines of the log.
 
     batch_size: clips B of a step over all hosts. step: the one that the run starts at.
-    flops: model FLOPs a clip in a step, by its number; peak: FLOP/s of all devices.
-    pairs: whether clips are compared with texts.
+    peak: FLOP/s of all devices. pairs: whether clips are compared with texts.
     """
 
-    def __init__(
-        self,
-        batch_size: int,
-        step: int,
-        flops: Callable[[int], float],
-        peak: float,
-        pairs: bool = True,
-    ):
+    def __init__(self, batch_size: int, step: int, peak: float, pairs: bool = True):
         self._batch_size, self._step = batch_size, step
-        self._flops, self._peak, self._pairs = flops, peak, pairs
+        self._peak, self._pairs, self._clip_flops = peak, pairs, 0.0
         self._began, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
 
     def paused(self) -> "_Clock":
@@ -127,6 +126,10 @@ class Meter:
     def waiting(self) -> "_Clock":
         """Time in which the loop waits for data."""
         return _Clock(self, "_waited")
+
+    def count(self, clip_flops: float) -> None:
+        """A step that needs so many model FLOPs for each of its clips."""
+        self._clip_flops += clip_flops
 
     def lap(self, step: int) -> dict[str, float]:
         """The figures since the last call.
@@ -143,13 +146,13 @@ class Meter:
             "train/clips_per_s": clips_per_s,
             "train/step_ms": seconds / steps * 1e3,
             "train/data_wait_fraction": self._waited / seconds,
-            "train/mfu": clips_per_s * self._flops(step - 1) / self._peak,
+            "train/mfu": self._clip_flops * self._batch_size / seconds / self._peak,
             "train/device_memory_gib": memory_gib(),
         }
         if self._pairs:
             scalars["train/pairs_per_s"] = clips_per_s * self._batch_size
         self._began, self._paused, self._waited = now, 0.0, 0.0
-        self._step = step
+        self._step, self._clip_flops = step, 0.0
         return scalars
 
 

@@ -16,6 +16,7 @@ from clap_jax.audio.mel import FRONTENDS
 from clap_jax.evals import encode
 from clap_jax.models import zoo
 from clap_jax.models.tower import Sound
+from clap_jax.pipeline import buckets
 from tests.pipeline.clips import RATE_HZ, make_tokenizer, wave
 from tests.whole_mel_models import (
     FUSED,
@@ -224,6 +225,69 @@ def test_few_shapes_are_compiled(models):
     lengths = {clip.pieces["mel"].shape[1] for clip in heard}
     assert len(lengths) <= 11
     assert encoder._encode_audio._cache_size() <= 2 * len(lengths)
+
+
+TEXTS = [
+    *("clip", "clip number 3", "tiny 4", "the sound of the clip number 17", "tiny"),
+    *(" ".join(["clip"] * 40), "tiny clip number 5 and clip number 6"),
+]
+
+
+@pytest.fixture(scope="module")
+def texts_of(models):
+    """Vectors of texts in buckets, the encoder, and the lengths that it encoded."""
+    model, lengths = models["windows"], []
+    encoder = model.encoder(
+        batch_size=4,
+        mesh=sharding.make_mesh(devices=jax.devices()[:1]),
+        text_tokens=(6, 14),
+    )
+    encode_text = encoder._encode_text
+
+    def seen(variables, ids, mask):
+        lengths.append(ids.shape)
+        return encode_text(variables, ids, mask)
+
+    encoder._encode_text = seen
+    return encoder.text(TEXTS), encoder, lengths
+
+
+def test_a_text_has_one_vector_in_any_company(models, texts_of):
+    """And the one that it has at full length."""
+    together, encoder, _ = texts_of
+    one_length = models["windows"].encoder(batch_size=4, text_tokens=())
+    assert np.abs(together - one_length.text(TEXTS)).max() <= 1e-6
+    cosines = together @ together.T - np.eye(len(TEXTS))
+    assert cosines.max() < 0.9999
+    order = [5, 0, 3, 3, 6]
+    found = encoder.text([TEXTS[i] for i in order])
+    assert np.abs(found - together[order]).max() <= 1e-6
+    for text, vector in zip(TEXTS, together, strict=True):
+        assert np.abs(encoder.text([text])[0] - vector).max() <= 1e-6
+    assert encoder.text([]).shape == (0, models["windows"].spec.embed_dim)
+
+
+def test_texts_of_one_length_go_together(models, texts_of):
+    """Short ones do not pay for long ones: batches of 4 rows, or of 1, of each length."""
+    counts = models["windows"].tokenizer(TEXTS)[1].sum(1)
+    assert [buckets.shortest((6, 14, 24), n) for n in counts] == [
+        6,
+        6,
+        6,
+        24,
+        6,
+        24,
+        14,
+    ]
+    _, _, shapes = texts_of
+    assert shapes[:3] == [(4, 6), (1, 14), (4, 24)]
+
+
+def test_a_tower_that_hears_padding_has_one_length(models):
+    spec = zoo.get_spec("laion_pann14_bart", {"text.options.pool": "mean_all"})
+    encoder = encode.ModelEncoder(spec, models["windows"].dual, None)
+    assert encoder._text_tokens == ()
+    assert models["windows"].encoder()._text_tokens == (16, 32)
 
 
 def test_clips_in_all_lengths_of_seconds(models):

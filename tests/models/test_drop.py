@@ -33,6 +33,8 @@ def test_groups_round_and_at_least_one_leaves(rate, kept):
 def test_tokens_round_up(rate, kept):
     assert drop.tokens_kept(rate, 77) == kept
     assert drop.tokens_kept(0.7, 10) == 3  # 10 * (1 - 0.7) is a little more
+    # As many as of a text that is padded to 77, where there are so many.
+    assert drop.tokens_kept(rate, 32, 77) == min(kept, 32)
 
 
 def test_subsets_differ_by_example_and_by_key():

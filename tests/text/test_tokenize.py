@@ -75,6 +75,23 @@ def test_words_of_the_captions_become_tokens(trained):
     assert (first == 1).sum() == LENGTH - 3
 
 
+def test_tokens_are_counted_as_they_come(trained):
+    texts = ["rain", *CAPTIONS[:3], " ".join(CAPTIONS)]
+    counts = [trained.count(text) for text in texts]
+    assert counts == trained(texts)[1].sum(1).tolist()
+    assert counts[-1] == LENGTH
+    with pytest.raises(ValueError, match="the text is ' ', expected words"):
+        trained.count(" ")
+
+
+def test_a_shorter_one_cuts_earlier(trained):
+    short = trained.shorter(7)
+    assert short is trained.shorter(7) and short.length == 7
+    ids, mask = short(["rain", " ".join(CAPTIONS)])
+    assert ids.shape == (2, 7) and mask[1].all() and ids[1, -1] == 2
+    np.testing.assert_array_equal(ids[0], trained(["rain"])[0][0, :7])
+
+
 def test_any_text_survives(trained):
     text = "Ein Bär, 犬 und ein 🐕: \t 100 %?"
     ids, _ = tokenize.Tokenizer(trained.tokenizer, 80)([text])
