@@ -179,7 +179,7 @@ class Probe:
             },
             arrays={kind: np.sum(arrays, axis=0) if confusion else _mean(arrays)},
             labels={"classes": self.labels},
-            protocol=self._protocol(encoder, len(clips), found),
+            protocol=self._protocol(len(clips), found),
         )
 
     def _encode(self, encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
@@ -245,7 +245,7 @@ class Probe:
         held[by_class[:: min(VALIDATION_SHARE, len(rows))]] = True
         return held, f"one in {VALIDATION_SHARE} training clips"
 
-    def _protocol(self, encoder: Any, clips: int, found: Mapping[str, Any]) -> dict:
+    def _protocol(self, clips: int, found: Mapping[str, Any]) -> dict[str, Any]:
         used = {
             k: v
             for k, v in dataclasses.asdict(self.recipe).items()
