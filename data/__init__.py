@@ -1,0 +1,1 @@
+"""Getting, packing and captioning data."""
