@@ -173,6 +173,7 @@ def decode(content: bytes, name: str = "") -> Sound:
     if not content:
         raise Reject("empty_file", "the file is empty")
     _check_riff(content)
+    frames = 0
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             _check_name(name, file.format)
@@ -187,6 +188,9 @@ def decode(content: bytes, name: str = "") -> Sound:
             samples = file.read(dtype=dtype, always_2d=True)
     except soundfile.LibsndfileError as error:
         said = error.error_string.rstrip(".")
+        if frames:  # so its header was good
+            reason = f"truncated or damaged: cannot be decoded to its end ({said})"
+            raise Reject("truncated", reason) from None
         reason = f"cannot be decoded ({said}; starts with {content[:12]!r})"
         raise Reject("not_audio", reason) from None
     # The length in an MP3 is an estimate.
@@ -290,8 +294,10 @@ def _converted(sound: Sound, settings: Settings) -> Sound:
     if settings.mono and samples.shape[1] > 1:
         samples = _as_float(samples).mean(axis=1, keepdims=True)
     if target_hz != rate_hz:
-        samples = audio_io.resample(_as_float(samples), rate_hz, target_hz)
-    return Sound(samples.reshape(len(samples), -1), target_hz)
+        channels = np.ascontiguousarray(_as_float(samples).T)
+        resampled = [audio_io.resample(c, rate_hz, target_hz) for c in channels]
+        samples = np.stack(resampled, axis=1)
+    return Sound(samples, target_hz)
 
 
 def _encoded(sound: Sound, encoding: str) -> bytes:

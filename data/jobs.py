@@ -62,15 +62,18 @@ def run(
         direct.direct_num_workers = workers
         direct.direct_running_mode = "multi_threading" if workers > 1 else "in_memory"
     try:
-        with _pool(workers if local else 1), _failures() as failures:
+        with (
+            _pool(workers if local else 1),
+            _failures() as failures,
+            beam.Pipeline(options=options) as pipeline,
+        ):
             # Create leaves all in one bundle; Reshuffle lets workers share them.
-            with beam.Pipeline(options=options) as pipeline:
-                _ = (
-                    pipeline
-                    | "Numbers" >> beam.Create(list(numbers))
-                    | "Share" >> beam.Reshuffle()
-                    | "Work" >> beam.Map(_Here(function) if local else function)
-                )
+            _ = (
+                pipeline
+                | "Numbers" >> beam.Create(list(numbers))
+                | "Share" >> beam.Reshuffle()
+                | "Work" >> beam.Map(_Here(function) if local else function)
+            )
     except Exception as error:
         raise JobError(_words(error)) from error
     if failures:
@@ -131,7 +134,7 @@ class _Here:
                 self.function(number)
             else:
                 _workers.submit(self.function, number).result()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (`run` raises it)
             _failed.append(error)
 
 

@@ -133,6 +133,7 @@ _KINDS = {
     "no dataset": "no_audio",
     "UTF-8": "not_utf8",
     "is not JSON": "broken_json",
+    "holds a": "broken_json",
     "second time": "duplicate_id",
     "already": "duplicate_id",
     "no such": "missing_file",

@@ -84,10 +84,11 @@ def query(path: str, kind: str, options: str, exclude: str = "") -> listing.Quer
     """Options of the command line as a query. Raises ValueError."""
     try:
         fields = json.loads(options)
-    except ValueError as error:
-        raise ValueError(f"--options is not JSON: {error}") from None
+    except ValueError:
+        fields = None
     if not isinstance(fields, dict):
-        raise ValueError(f"--options is {options}, expected an object {{...}}")
+        reason = f"--options is {options}, expected a JSON object {{...}}"
+        raise ValueError(reason)  # noqa: TRY004 (what a person wrote)
     if not remote.is_remote(path):
         # Workers may run in another folder.
         path = os.path.abspath(os.path.expanduser(path)) if path else ""

@@ -190,7 +190,7 @@ def begin(plan: Plan) -> None:
     except FileNotFoundError:
         key = ""
     names = remote.names(plan.out)
-    if key != plan.key and (key or any(n.endswith(array_record.SUFFIX) for n in names)):
+    if key != plan.key and any(name.endswith(array_record.SUFFIX) for name in names):
         raise PackError(
             f"{plan.out} holds shards of other clips or of other settings: choose "
             "another folder, or remove this one"
