@@ -41,6 +41,7 @@ _IN_24_BITS = ("PCM_24", "PCM_32", "ALAC_20", "ALAC_24", "ALAC_32")
 
 _UNKNOWN_FRAMES = 1 << 40
 _FULL_SCALE = 2.0**15
+_WRITTEN_FRAMES = 1 << 16
 
 
 class Reject(ValueError):
@@ -325,11 +326,15 @@ def _wav(sound: Sound) -> bytes:
 
 
 def _written(samples: np.ndarray, rate_hz: int, kind: str, subtype: str) -> bytes:
-    file = io.BytesIO()
+    file, channels = io.BytesIO(), samples.shape[1]
     try:
-        soundfile.write(file, samples, rate_hz, subtype, format=kind)
+        with soundfile.SoundFile(
+            file, "w", rate_hz, channels, subtype, format=kind
+        ) as writer:
+            # libsndfile's Vorbis takes what it is given onto the stack, and crashes.
+            for first in range(0, len(samples), _WRITTEN_FRAMES):
+                writer.write(samples[first : first + _WRITTEN_FRAMES])
     except soundfile.LibsndfileError as error:
-        channels = samples.shape[1]
         reason = (
             f"{channels} channels at {rate_hz} Hz cannot be written as {subtype} "
             f"({error.error_string.rstrip('.')})"

@@ -150,6 +150,16 @@ def test_lossy_encodings(encoding, rate_hz):
         assert np.corrcoef(found[:, 0], tone)[0, 1] > 0.99
 
 
+def test_long_clips_are_encoded():
+    """In one piece, libsndfile's Vorbis encoder would end the process."""
+    minutes = np.tile(wave(1, 1.0), 150)
+    packed = clips.prepare({"audio": (minutes, 44_100)}, clips.Settings("ogg"))
+    assert soundfile.info(io.BytesIO(packed.audio)).frames == len(minutes)
+    longer = np.tile(minutes, 6)
+    packed = clips.prepare({"audio": (longer, 44_100)}, clips.Settings("ogg"))
+    assert soundfile.info(io.BytesIO(packed.audio)).frames == len(longer)
+
+
 def test_rate_channels_and_length():
     stereo = np.stack([wave(1, 1.0), wave(2, 1.0)], axis=1)
     content = broken.encoded(stereo)
