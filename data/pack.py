@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from clap_jax import remote
@@ -89,11 +89,7 @@ def query(path: str, kind: str, options: str, exclude: str = "") -> listing.Quer
     if not isinstance(fields, dict):
         reason = f"--options is {options}, expected a JSON object {{...}}"
         raise ValueError(reason)  # noqa: TRY004 (what a person wrote)
-    if not remote.is_remote(path):
-        # Workers may run in another folder.
-        path = os.path.abspath(os.path.expanduser(path)) if path else ""
-    if exclude and not remote.is_remote(exclude):
-        exclude = os.path.abspath(os.path.expanduser(exclude))
+    path, exclude = absolute(path), absolute(exclude)
     kind = kind or sources.section(path)["kind"]
     return listing.Query(kind, path, json.dumps(fields, sort_keys=True), exclude)
 
@@ -111,32 +107,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_numbers(known)
     except ValueError as error:
         fail(str(error), status=2)
-    out = known.out
-    if not remote.is_remote(out):
-        out = os.path.abspath(os.path.expanduser(out))
-    try:
-        done = pack(
+    return reported(
+        lambda: pack(
             wanted,
             settings,
-            out,
+            absolute(known.out),
             known.shards,
             known.max_bad_fraction,
             known.workers,
             flags,
-        )
+        ),
+        report.text,
+    )
+
+
+def reported(
+    work: Callable[[], dict[str, Any]], text: Callable[[dict[str, Any]], str]
+) -> int:
+    """Do the work of a command and print its report; returns the exit status."""
+    try:
+        done = work()
     except (ValueError, OSError, jobs.JobError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
         return 130
-    print(report.text(done))
+    print(text(done))
     return 0
 
 
+def absolute(path: str) -> str:
+    """A path as processes in other folders see it; URLs stay as they are."""
+    if not path or remote.is_remote(path):
+        return path
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def check_workers(workers: int) -> None:
+    """Raise ValueError for a number of workers that is none."""
+    if workers < 1:
+        raise ValueError(f"--workers is {workers}, expected 1 or more")
+
+
 def _check_numbers(known: argparse.Namespace) -> None:
-    if known.workers < 1:
-        raise ValueError(f"--workers is {known.workers}, expected 1 or more")
+    check_workers(known.workers)
     if known.shards < 0:
         raise ValueError(f"--shards is {known.shards}, expected 1 or more")
     if not 0 <= known.max_bad_fraction <= 1:
