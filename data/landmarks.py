@@ -37,6 +37,7 @@ _CANDIDATES = 24
 _SPAN_FRAMES = 16
 _SEARCH_SAMPLES = 2 * HOP_SAMPLES  # on both sides of a candidate's lag
 _SINC_SAMPLES = 16
+_SHORT_SECONDS = 0.3
 _REACH_SAMPLES = _SEARCH_SAMPLES + _SINC_SAMPLES
 # Rows that interpolate between samples, at every quarter from -1 to 1.
 _BETWEEN = np.sinc(
@@ -213,24 +214,42 @@ class Likeness(NamedTuple):
         return self.phases * self.shape
 
 
-def is_same(candidate: Candidate, likeness: Likeness) -> bool:
-    """Whether a candidate is the same recording.
+def same_recording(
+    wave: np.ndarray, clip: np.ndarray, candidate: Candidate
+) -> Likeness | None:
+    """How alike a wave and a clip are at a candidate's lag, None if they are no copies.
 
     Another hit of the same drum, or the same word by the same voice, is alike for a
     third of a second: so short a part must be alike in nearly everything, a longer one
     in many hashes. A loud copy that was clipped, or a part of a longer sound, has low
-    phases, but hundreds of hashes.
+    phases, but hundreds of hashes. Short sounds are also compared as a whole.
     """
-    matches, density = candidate.matches, candidate.matches / max(likeness.seconds, 0.3)
-    if likeness.score >= 0.8:
-        return matches >= 16
-    if likeness.score >= 0.2 and likeness.seconds >= 0.45:
-        return matches >= 32 and density >= 40
-    return (
-        likeness.shape >= 0.8
-        and likeness.phases >= 0.1
-        and min(matches / 200, density / 60) >= 1
-    )
+    found = compare(wave, clip, candidate)
+    matches, seconds = candidate.matches, max(found.seconds, _SHORT_SECONDS)
+    density = matches / seconds
+    if (
+        (matches >= 16 and found.score >= 0.8)
+        or (
+            matches >= 32
+            and density >= 40
+            and found.score >= 0.2
+            and found.seconds >= 1.5 * _SHORT_SECONDS
+        )
+        or (
+            matches >= 200
+            and density >= 60
+            and found.shape >= 0.8
+            and found.phases >= 0.1
+        )
+    ):
+        return found
+    lag = candidate.lag_samples
+    first, end = max(0, -lag), min(len(wave), len(clip) - lag)
+    if matches >= 8 and end - first >= 0.9 * min(len(wave), len(clip)):
+        whole = compare(wave, clip, candidate._replace(first=first, end=end))
+        if whole.phases >= 0.62 and whole.shape >= 0.95:
+            return whole
+    return None
 
 
 def compare(wave: np.ndarray, clip: np.ndarray, candidate: Candidate) -> Likeness:

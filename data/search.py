@@ -143,12 +143,10 @@ def find_block(search: Search, block: int) -> None:
         best: dict[int, landmarks.Likeness] = {}
         for candidate in index.find(sound):
             clip = _eval_wave(search, candidate.clip)
-            likeness = landmarks.compare(wave, clip, candidate)
+            found = landmarks.same_recording(wave, clip, candidate)
             known = best.get(candidate.clip)
-            if landmarks.is_same(candidate, likeness) and (
-                known is None or likeness.score > known.score
-            ):
-                best[candidate.clip] = likeness
+            if found and (known is None or found.score > known.score):
+                best[candidate.clip] = found
         for clip, likeness in best.items():
             which, place = _eval_clip(search, clip)
             query = search.evals[which]
