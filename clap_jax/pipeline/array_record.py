@@ -157,14 +157,15 @@ def write_array_record(
     path: str | os.PathLike,
     examples: Iterable[Mapping[str, Any]],
     encoding: str = "flac",
+    may_be_empty: bool = False,
 ) -> int:
     """Write examples (as a `Source` gives them) into one file; returns how many.
 
     Audio that is a path or bytes is copied as it is, undecoded. Audio that is (array,
     rate_hz) becomes mono and is encoded: "flac" keeps 16 bits a sample, "wav" keeps
     float32 exactly. Raises ValueError for examples without captions, with an id that was
-    there before, or none at all, and AudioError for audio that cannot be had; then there
-    is no file.
+    there before, or none at all (unless that may be), and AudioError for audio that
+    cannot be had; then there is no file.
     """
     if encoding not in ("flac", "wav"):
         raise ValueError(f"encoding is {encoding!r}, expected 'flac' or 'wav'")
@@ -185,7 +186,7 @@ def write_array_record(
             length = len(packed).to_bytes(4, "little")
             audio = _audio_bytes(example["audio"], encoding, header["id"])
             writer.write(RECORD_MAGIC + length + packed + audio)
-        if not headers:
+        if not headers and not may_be_empty:
             raise ValueError(f"{path}: there are no clips to write")
         index = json.dumps(list(headers.values()), ensure_ascii=False).encode()
         writer.write(INDEX_MAGIC + zlib.compress(index))

@@ -15,7 +15,6 @@ sub-folders the sub-folder's name is the label; in one without, the words of the
 name are the caption.
 """
 
-import difflib
 import os
 import re
 from collections import defaultdict
@@ -60,7 +59,7 @@ class Columns(NamedTuple):
 class ManifestSource:
     """Clips of a table or folder; checks every row before the first is used.
 
-    path: a table, or a folder of sounds.
+    path: a table, or a folder of sounds; or a `Table` that has been read.
     audio_column, caption_columns, label_column, id_column: names, where those that are
         found by themselves (see the module) are not meant. A `label_column` without
         `caption_columns` makes captions from labels even where there is a caption column.
@@ -72,13 +71,15 @@ class ManifestSource:
     merge_rows: rows of one audio file are one clip with all their captions and labels
         (AudioCaps lists test captions so); without it they are an error.
     check_files: look for every audio file now.
+    exclude: a file with an id a line: clips that are left out, as `data.overlap` finds
+        them.
 
     Raises ManifestError that lists (the first of) all problems with line and column.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike | Table,
         name: str = "manifest",
         audio_column: str = "",
         caption_columns: Sequence[str] = (),
@@ -91,18 +92,23 @@ class ManifestSource:
         separator: str = "",
         merge_rows: bool = False,
         check_files: bool = True,
+        exclude: str = "",
     ):
         if group_by not in GROUPS:
             raise ValueError(f"group_by is {group_by!r}, expected one of {GROUPS}")
         self.name = name
-        table = tables.read(path)
+        table = path if isinstance(path, Table) else tables.read(path)
         self._path, self._where = table.path, dict(where or {})
         templates = prompts.checked_templates(templates)
         if isinstance(caption_columns, str):
             caption_columns = (caption_columns,)
         chosen = Columns(audio_column, tuple(caption_columns), label_column, id_column)
         columns = _columns(table, chosen)
-        kept = _kept_rows(table, self._where)
+        kept = tables.kept_rows(table, self._where)
+        ids = table.columns[columns.id or columns.audio]
+        if exclude:
+            clips = table.columns[columns.audio] if merge_rows else ids
+            kept = tables.without(table, kept, ids, clips, exclude)
         if not remote.is_remote(audio_folder):
             audio_folder = os.path.expanduser(audio_folder)
         folder = audio_folder or table.folder
@@ -116,7 +122,6 @@ class ManifestSource:
         self._captions = (
             _captions(table, columns, kept, problems) if columns.captions else None
         )
-        ids = table.columns[columns.id or columns.audio]
         self._ids = [tables.text(ids[row]) for row in kept]
         self._audio = audio
         if merge_rows:
@@ -187,7 +192,8 @@ class ManifestSource:
     def description(self) -> str:
         """One line: how many clips, which rows, captions from where, how many labels."""
         rows = [
-            f"{key} {', '.join(_values(want))}" for key, want in self._where.items()
+            f"{key} {', '.join(tables.values(want))}"
+            for key, want in self._where.items()
         ]
         labels = len(self._rendered)
         return (
@@ -203,7 +209,9 @@ class ManifestSource:
             (self.id(i), self.captions(i), self.tags(i), self.group(i))
             for i in range(len(self))
         )
-        where = [(key, sorted(_values(want))) for key, want in self._where.items()]
+        where = [
+            (key, sorted(tables.values(want))) for key, want in self._where.items()
+        ]
         return order.digest([sorted(where), *rows])
 
 
@@ -230,7 +238,9 @@ def inspect_manifest(path: str | os.PathLike) -> dict[str, Any]:
         "split_column": split,
         "fold_column": fold,
         "labels": sorted({tag for own in tags for tag in own}),
-        "values": {name: _distinct(table, name) for name in (split, fold) if name},
+        "values": {
+            name: tables.distinct(table, name) for name in (split, fold) if name
+        },
     }
 
 
@@ -254,7 +264,9 @@ def _find(table: Table, candidates: Sequence[str]) -> str:
 def _columns(table: Table, chosen: Columns) -> Columns:
     """The columns to read: those chosen, else those found by name."""
     problems = [
-        Problem(0, name, f"there is no such column ({_close(name, table.columns)})")
+        Problem(
+            0, name, f"there is no such column ({tables.close(name, table.columns)})"
+        )
         for name in (chosen.audio, *chosen.captions, chosen.label, chosen.id)
         if name and name not in table.columns
     ]
@@ -283,50 +295,11 @@ def _columns(table: Table, chosen: Columns) -> Columns:
     return Columns(audio, captions, label, chosen.id or _find(table, ID_COLUMNS))
 
 
-def _close(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3)
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"{hint}found: {', '.join(known)}"
-
-
 def _origin(columns: Columns) -> str:
     names = columns.captions or (columns.label,)
     kind = "column" if columns.captions else "labels in column"
     plural = "s" if columns.captions and len(names) > 1 else ""
     return f"{kind}{plural} {', '.join(names)}"
-
-
-def _values(wanted: Any) -> list[str]:
-    several = isinstance(wanted, Sequence) and not isinstance(wanted, str)
-    return [tables.text(value) for value in (wanted if several else [wanted])]
-
-
-def _distinct(table: Table, column: str) -> list[str]:
-    values = {tables.text(value) for value in table.columns[column]}
-    # 2 before 10, then words.
-    return sorted(values, key=lambda v: (not v.isdecimal(), len(v) * v.isdecimal(), v))
-
-
-def _kept_rows(table: Table, where: Mapping[str, Any]) -> list[int]:
-    """Rows that pass the filter."""
-    kept = list(range(len(table.lines)))
-    for column, wanted in where.items():
-        if column not in table.columns:
-            reason = f"where: no such column ({_close(column, table.columns)})"
-            raise table.error(Problem(0, column, reason))
-        values, wanted = table.columns[column], set(_values(wanted))
-        absent = sorted(wanted - set(_distinct(table, column)))
-        kept = [row for row in kept if tables.text(values[row]) in wanted]
-        if absent or not kept:
-            found = _distinct(table, column)
-            more = f" and {len(found) - 20} more" if len(found) > 20 else ""
-            reason = (
-                f"where: no row has {', '.join(map(repr, absent or sorted(wanted)))}"
-                + ("" if absent else " and passes the other filters")
-                + f"; values in the table: {', '.join(found[:20])}{more}"
-            )
-            raise table.error(Problem(0, column, reason))
-    return kept
 
 
 # --- cells ---

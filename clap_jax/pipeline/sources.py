@@ -9,6 +9,7 @@ from clap_jax import config as config_lib
 from clap_jax import remote
 from clap_jax.pipeline.array_record import ArrayRecordSource
 from clap_jax.pipeline.generated import GeneratedSource
+from clap_jax.pipeline.hdf5 import Hdf5Source
 from clap_jax.pipeline.manifest import ManifestSource
 from clap_jax.pipeline.synthetic import SyntheticSource
 from clap_jax.pipeline.tars import LaionTarSource
@@ -60,6 +61,7 @@ SOURCES = {
     "array_record": ArrayRecordSource,
     "laion_tar": LaionTarSource,
     "tfds": TfdsSource,
+    "hdf5": Hdf5Source,
     "synthetic": SyntheticSource,
 }
 """Kinds of sources by the name that configs use."""
@@ -67,7 +69,12 @@ SOURCES = {
 
 def section(path: str) -> dict[str, Any]:
     """The entry of `data.sources` for data at a path, its kind by the names there."""
-    kinds = {".tar": "laion_tar", ".array_record": "array_record"}
+    kinds = {
+        ".tar": "laion_tar",
+        ".array_record": "array_record",
+        ".h5": "hdf5",
+        ".hdf5": "hdf5",
+    }
     local = path if remote.is_remote(path) else os.path.expanduser(path)
     names = [path]
     if not path.endswith(tuple(kinds)) and remote.is_folder(local):

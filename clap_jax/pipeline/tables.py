@@ -1,9 +1,12 @@
 """Tables of clips from CSV, JSON lines, Parquet, or a folder of sounds, as columns."""
 
 import csv
+import difflib
 import io
 import json
 import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +15,8 @@ from clap_jax import remote
 from clap_jax.text import prompts
 
 SHOWN_PROBLEMS = 20
+
+NOT_TEXT = "is not UTF-8 text"
 
 SOUND_SUFFIXES = (
     *(".aif", ".aifc", ".aiff", ".au", ".caf", ".flac"),
@@ -74,11 +79,13 @@ class Table:
         return ManifestError(self.path, sorted(problems), self.unit)
 
 
-def read(path: str | os.PathLike) -> Table:
+def read(path: str | os.PathLike, left_out: list[Problem] | None = None) -> Table:
     """Read a table, or list a folder of sounds.
 
     Lines are counted from 1 as an editor does (a CSV header is line 1); Parquet has rows,
-    counted from 1. Raises ManifestError with every row that cannot be parsed.
+    counted from 1. Raises ManifestError with every row that cannot be parsed; given a
+    list `left_out`, such rows, and those that are not UTF-8, go there and not into the
+    table.
     """
     path = os.fspath(path)
     if not remote.is_remote(path):
@@ -97,7 +104,7 @@ def read(path: str | os.PathLike) -> Table:
     try:
         if remote.find(path).size == 0:
             raise _whole(path, "the file is empty")
-        problems = READERS[table.kind](table)
+        problems = READERS[table.kind](table, left_out is not None)
     except remote.StoreError:
         raise
     except OSError as error:
@@ -105,7 +112,9 @@ def read(path: str | os.PathLike) -> Table:
     except UnicodeDecodeError as error:
         found = f"byte {error.object[error.start : error.start + 1]!r}"
         raise _whole(path, f"is not UTF-8 text ({found}): save it as UTF-8") from None
-    if problems:
+    if left_out is not None and table.lines:
+        left_out += problems
+    elif problems:
         raise table.error(*problems)
     if not table.lines:
         raise _whole(path, "there are no rows")
@@ -116,17 +125,23 @@ def _whole(path: str, reason: str) -> ManifestError:
     return ManifestError(path, [Problem(0, "", reason)])
 
 
-def _text(table: Table) -> io.TextIOWrapper:
-    """The file as text, its line ends as they are.
+def _text(table: Table, tolerant: bool) -> io.TextIOWrapper:
+    """The file as text, its line ends as they are; `_is_text` tells bytes that are none.
 
     utf-8-sig: spreadsheets put a byte order mark in front of the first column's name.
     """
+    errors = "surrogateescape" if tolerant else "strict"
     file = remote.opened(table.path)
-    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors=errors, newline="")
 
 
-def _read_csv(table: Table) -> list[Problem]:
-    with _text(table) as file:
+def _is_text(text: str) -> bool:
+    """Whether what was read with surrogateescape was UTF-8."""
+    return text.isascii() or not re.search("[\udc80-\udcff]", text)
+
+
+def _read_csv(table: Table, tolerant: bool) -> list[Problem]:
+    with _text(table, tolerant) as file:
         first = file.readline()
         delimiter = max(",\t;", key=first.count)
         file.seek(0)
@@ -135,6 +150,8 @@ def _read_csv(table: Table) -> list[Problem]:
         try:
             header = [name.strip() for name in next(reader, [])]
             problems += _header_problems(header)
+            if problems:
+                return problems
             last_line = reader.line_num
             for row in reader:
                 # A quoted field may hold line breaks: a row is where it begins.
@@ -145,13 +162,15 @@ def _read_csv(table: Table) -> list[Problem]:
                     reason = f"{len(row)} fields, but the header has {len(header)}"
                     problems.append(Problem(line, "", reason))
                     continue
+                if not all(map(_is_text, row)):
+                    problems.append(Problem(line, "", NOT_TEXT))
+                    continue
                 table.lines.append(line)
                 rows.append(row)
         except csv.Error as error:
             problems.append(Problem(last_line + 1, "", str(error)))
-    if not problems:
-        columns = zip(*rows, strict=True) if rows else ([] for _ in header)
-        table.columns = dict(zip(header, map(list, columns), strict=True))
+    columns = zip(*rows, strict=True) if rows else ([] for _ in header)
+    table.columns = dict(zip(header, map(list, columns), strict=True))
     return problems
 
 
@@ -160,11 +179,14 @@ def _header_problems(header: list[str]) -> list[Problem]:
     return [Problem(1, name, "two columns have this name") for name in twice]
 
 
-def _read_json_lines(table: Table) -> list[Problem]:
+def _read_json_lines(table: Table, tolerant: bool) -> list[Problem]:
     problems, rows = [], []
-    with _text(table) as file:
+    with _text(table, tolerant) as file:
         for line, text in enumerate(file, start=1):
             if not text.strip():
+                continue
+            if not _is_text(text):
+                problems.append(Problem(line, "", NOT_TEXT))
                 continue
             try:
                 row = json.loads(text)
@@ -182,7 +204,7 @@ def _read_json_lines(table: Table) -> list[Problem]:
     return problems
 
 
-def _read_parquet(table: Table) -> list[Problem]:
+def _read_parquet(table: Table, _: bool) -> list[Problem]:
     import pyarrow
     from pyarrow import parquet
 
@@ -256,3 +278,73 @@ def texts(value: Any, separator: str = "") -> list[str]:
         return [text(item) for item in value]
     parts = text(value).split(separator) if separator else [text(value)]
     return [text(part) for part in parts]
+
+
+# --- which rows ---
+
+
+def close(name: str, known: Any) -> str:
+    """Which of the known names come close to one that is not, and what there is."""
+    near = difflib.get_close_matches(name, list(known), n=3)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"{hint}found: {', '.join(known)}"
+
+
+def values(wanted: Any) -> list[str]:
+    """One value or several of a filter as text."""
+    several = isinstance(wanted, Sequence) and not isinstance(wanted, str)
+    return [text(value) for value in (wanted if several else [wanted])]
+
+
+def distinct(table: Table, column: str) -> list[str]:
+    """The values in a column, sorted."""
+    found = {text(value) for value in table.columns[column]}
+    # 2 before 10, then words.
+    return sorted(found, key=lambda v: (not v.isdecimal(), len(v) * v.isdecimal(), v))
+
+
+def kept_rows(table: Table, where: Mapping[str, Any]) -> list[int]:
+    """Rows that pass the filter {column: value or values}. Raises ManifestError."""
+    kept = list(range(len(table.lines)))
+    for column, wanted in where.items():
+        if column not in table.columns:
+            reason = f"where: no such column ({close(column, table.columns)})"
+            raise table.error(Problem(0, column, reason))
+        cells, wanted = table.columns[column], set(values(wanted))
+        absent = sorted(wanted - set(distinct(table, column)))
+        kept = [row for row in kept if text(cells[row]) in wanted]
+        if absent or not kept:
+            found = distinct(table, column)
+            more = f" and {len(found) - 20} more" if len(found) > 20 else ""
+            reason = (
+                f"where: no row has {', '.join(map(repr, absent or sorted(wanted)))}"
+                + ("" if absent else " and passes the other filters")
+                + f"; values in the table: {', '.join(found[:20])}{more}"
+            )
+            raise table.error(Problem(0, column, reason))
+    return kept
+
+
+def without(
+    table: Table, rows: list[int], ids: list, clips: list, path: str
+) -> list[int]:
+    """Rows of clips that have no id in a file. Raises ManifestError if none is left.
+
+    ids: the id of every row of the table; clips: what rows of one clip have in common.
+    """
+    listed = read_ids(path)
+    gone = {text(clips[row]) for row in rows if text(ids[row]) in listed}
+    kept = [row for row in rows if text(clips[row]) not in gone]
+    if not kept:
+        reason = f"exclude: all {len(rows)} rows are listed in {path}"
+        raise table.error(Problem(0, "", reason))
+    return kept
+
+
+def read_ids(path: str) -> set[str]:
+    """The ids in a text file, one a line. Raises ManifestError or OSError."""
+    try:
+        lines = remote.read(os.path.expanduser(path)).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise _whole(path, "is not UTF-8 text") from None
+    return set(filter(None, map(text, lines)))

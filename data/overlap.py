@@ -1,0 +1,267 @@
+"""Find training clips that are also in evaluation sets: python -m data.overlap."""
+
+import csv
+import functools
+import io
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from clap_jax import remote
+from clap_jax.cli import Parser, fail
+from clap_jax.pipeline import order, tables
+from data import jobs, landmarks, listing, pack
+from data.search import (
+    BLOCK_CLIPS,
+    VERSION,
+    Hit,
+    Search,
+    blocks,
+    find_block,
+    index_block,
+)
+
+DESCRIPTION = """Find the clips of TRAIN that are also in an evaluation set: under the same
+id, or the same recording, re-encoded, cut out of or into another, louder or softer.
+
+Writes OUT/hits.csv (which clip is where, and how sure that is), OUT/exclude.txt (the ids,
+one a line, for data.pack --exclude and a manifest's exclude), OUT/report.json and
+report.txt, and OUT/unheard.csv (clips that could not be read or are silent). A run that
+was stopped, or killed, goes on when the same command is given again."""
+
+EXAMPLES = """examples:
+  python -m data.overlap train.csv --against audiocaps_test.csv clotho_test.csv \\
+      --out=overlap --workers=8
+  python -m data.pack train.csv packed --exclude=overlap/exclude.txt
+
+ids: two ids are the same when they are equal without folders and suffix; names of digits
+alone, or of less than 5 characters, tell nothing. --ids='(\\d+)' takes what the first
+group of the expression finds in both; --ids=off does not look at them.
+Any other option is one of Apache Beam's. Without --runner, Beam works on this machine."""
+
+HIT_COLUMNS = ("id", "set", "eval_id", "how", "offset_seconds", "seconds", "score")
+
+
+# --- ids ---
+
+
+def id_key(pattern: str) -> Callable[[str], str]:
+    """What of an id is compared, "" where nothing is. Raises ValueError.
+
+    pattern: "name", "off", or a regular expression with a group.
+    """
+    if pattern == "off":
+        return lambda name: ""
+    if pattern != "name":
+        try:
+            found = re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"--ids is no regular expression: {error}") from None
+        if found.groups < 1:
+            raise ValueError(f"--ids is {pattern!r}, expected a group, as in '(\\d+)'")
+        return lambda name: (m := found.search(name)) and m[1] or ""
+    return _name_key
+
+
+def _name_key(name: str) -> str:
+    stem, suffix = os.path.splitext(name.replace("\\", "/").rsplit("/", 1)[-1])
+    if suffix.lower() not in tables.SOUND_SUFFIXES:
+        stem += suffix
+    return "" if stem.isdigit() or len(stem) < 5 else stem
+
+
+def id_hits(search: Search, key: Callable[[str], str]) -> list[Hit]:
+    """Training clips that are called as an evaluation clip is."""
+    known: dict[str, list[tuple[str, str]]] = {}
+    for query in search.evals:
+        clip_list = listing.read(query)
+        for index in range(len(clip_list)):
+            name = clip_list.id(index)
+            if key(name):
+                known.setdefault(key(name), []).append((query.path, name))
+    train = listing.read(search.train)
+    ids = (train.id(index) for index in range(len(train)))
+    return [
+        Hit(name, path, other, "id")
+        for name in ids
+        for path, other in known.get(key(name), ())
+    ]
+
+
+# --- the command ---
+
+
+def find(
+    train: listing.Query,
+    evals: Sequence[listing.Query],
+    out: str,
+    ids: str = "name",
+    workers: int = 1,
+    flags: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Find training clips that are in evaluation sets; writes the tables into OUT.
+
+    ids: as `id_key` takes it. Returns what OUT/report.json holds. Raises ValueError, what
+    the sources raise when nothing of them can be used, and JobError.
+    """
+    started, key = time.monotonic(), id_key(ids)
+    train_list, eval_lists = listing.read(train), [listing.read(q) for q in evals]
+    digests = [clip_list.digest for clip_list in (train_list, *eval_lists)]
+    name = order.digest([VERSION, BLOCK_CLIPS, *digests])
+    search = Search(train, tuple(evals), remote.join(out, f"parts-{name}"))
+    counts = [sum(map(blocks, eval_lists)), blocks(train_list)]
+    print(
+        f"{len(train_list)} clips against {sum(map(len, eval_lists))} of "
+        f"{len(evals)} evaluation sets",
+        file=sys.stderr,
+    )
+    _do(
+        search,
+        "index",
+        functools.partial(index_block, search),
+        counts[0],
+        workers,
+        flags,
+    )
+    unheard = _merge_index(search, counts[0])
+    _do(
+        search, "hits", functools.partial(find_block, search), counts[1], workers, flags
+    )
+    hits = id_hits(search, key)
+    for block in range(counts[1]):
+        part = json.loads(remote.read(search.part("hits", block)))
+        hits += [Hit(*hit) for hit in part["hits"]]
+        unheard += part["unheard"]
+    done = _write(out, train_list, eval_lists, hits, unheard)
+    print(f"done in {time.monotonic() - started:.0f} s: {out}", file=sys.stderr)
+    return done
+
+
+def _do(
+    search: Search,
+    kind: str,
+    function: Callable[[int], object],
+    count: int,
+    workers: int,
+    flags: Sequence[str],
+) -> None:
+    """Do the jobs of a kind that have left nothing yet."""
+    names = {os.path.basename(search.part(kind, block)) for block in range(count)}
+    there = remote.names(search.folder)
+    todo = [
+        block
+        for block in range(count)
+        if os.path.basename(search.part(kind, block)) not in there
+    ]
+    unit = f"blocks of {BLOCK_CLIPS} clips ({kind})"
+    with jobs.progress(lambda: len(names & remote.names(search.folder)), count, unit):
+        jobs.run(function, todo, workers, flags)
+
+
+def _merge_index(search: Search, count: int) -> list[list[str]]:
+    """Write the whole index; returns which clips of it could not be heard."""
+    parts, unheard = [], []
+    for block in range(count):
+        content = io.BytesIO(remote.read(search.part("index", block)))
+        with np.load(content, allow_pickle=False) as arrays:
+            fields = landmarks.Index._fields
+            parts.append(landmarks.Index(*(arrays[field] for field in fields)))
+            unheard += json.loads(arrays["unheard"].tobytes())
+    whole = landmarks.joined(parts)
+    file = io.BytesIO()
+    np.save(file, np.stack([whole.hashes.view(np.int32), whole.clips, whole.frames]))
+    remote.write(search.index, file.getvalue())
+    return unheard
+
+
+def _write(
+    out: str,
+    train_list: listing.Listing,
+    eval_lists: Sequence[listing.Listing],
+    hits: list[Hit],
+    unheard: list[list[str]],
+) -> dict[str, Any]:
+    gone = list(dict.fromkeys(hit.id for hit in hits))
+    report = {
+        "train": train_list.description,
+        "train_clips": len(train_list),
+        "against": [clip_list.description for clip_list in eval_lists],
+        "eval_clips": sum(map(len, eval_lists)),
+        "hits_by_id": sum(hit.how == "id" for hit in hits),
+        "hits_by_sound": sum(hit.how == "sound" for hit in hits),
+        "excluded_clips": len(gone),
+        "unheard_clips": len(unheard),
+    }
+    lines = [
+        f"{name:<16} {value}" for name, value in report.items() if name != "against"
+    ]
+    lines += [f"{'against':<16} {text}" for text in report["against"]]
+    files = {
+        "hits.csv": _csv(HIT_COLUMNS, hits),
+        "exclude.txt": "".join(f"{name}\n" for name in gone),
+        "unheard.csv": _csv(("id", "path", "reason"), unheard),
+        "report.json": json.dumps(report, indent=1, ensure_ascii=False) + "\n",
+        "report.txt": "\n".join(lines) + "\n",
+    }
+    for name, content in files.items():
+        remote.write(remote.join(out, name), content.encode())
+    return report
+
+
+def make_parser() -> Parser:
+    """The options of the command line, without Beam's."""
+    parser = Parser("data.overlap", description=DESCRIPTION, epilog=EXAMPLES)
+    add = parser.add_argument
+    add("train", help="table, folder, tar shards, ArrayRecord or HDF5; path or URL")
+    add("--against", nargs="+", required=True, metavar="EVAL", help="evaluation sets")
+    add("--out", required=True, help="folder for the tables; path or URL")
+    pack.add_query(parser)
+    add("--against_kind", default="", help="of all EVAL, where names do not tell it")
+    add("--against_options", default="{}", metavar="JSON", help="of all EVAL")
+    add("--ids", default="name", help="name, off, or a regular expression (name)")
+    add("--workers", type=int, default=1, metavar="N", help="processes (1)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    known, flags = make_parser().parse_known_args(arguments)
+    try:
+        jobs.check_flags(flags)
+        id_key(known.ids)
+        train = pack.query(known.train, known.kind, known.options, known.exclude)
+        evals = [
+            pack.query(path, known.against_kind, known.against_options)
+            for path in known.against
+        ]
+        pack.check_workers(known.workers)
+    except ValueError as error:
+        fail(str(error), status=2)
+    return pack.reported(
+        lambda: find(
+            train, evals, pack.absolute(known.out), known.ids, known.workers, flags
+        ),
+        lambda done: (
+            remote.read(remote.join(pack.absolute(known.out), "report.txt"))
+            .decode()
+            .rstrip()
+        ),
+    )
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
