@@ -22,6 +22,7 @@ import numpy as np
 
 from clap_jax.audio import io
 from clap_jax.pipeline import leftovers
+from clap_jax.pipeline.answers import Answers
 from clap_jax.pipeline.labels import Targets
 from clap_jax.pipeline.ops import (
     Clip,
@@ -56,7 +57,7 @@ def train_dataset(
     workers: int = 0,
     prefetch: int = 4,
     read_together: int = 1,
-    targets: Targets | None = None,
+    targets: Targets | Answers | None = None,
 ) -> "TrainDataset":
     """Endless, shuffled, checkpointable batches.
 
@@ -73,8 +74,8 @@ def train_dataset(
         ArrayRecord) read a block by one request. Each host and each worker process
         reads the blocks that its own clips are in, so that requests fall by G where
         POOL_BLOCKS * G clips are few beside its part of a batch, or where it is alone.
-    targets: when given, a batch has the labels of clips (see there) in place of `ids`
-        and `mask`, and needs no tokenizer.
+    targets: when given, a batch has the labels of clips, or answers (see there), in
+        place of `ids` and `mask` of captions, and needs no tokenizer.
 
     A batch is a dict: `mel` float16 [B, N, F] or `wave` int16 [B, T]; `ids` int32 [B, L]
     and `mask` bool [B, L] of a caption drawn from the clip's; `group` int32 [B], equal
@@ -135,7 +136,7 @@ class TrainBatches:
         global_batch: int,
         rows: Sequence[int],
         threads: int,
-        targets: Targets | None = None,
+        targets: Targets | Answers | None = None,
     ):
         self.order, self.global_batch = order, global_batch
         self._clips, self._tokenizer, self._targets = clips, tokenizer, targets
@@ -165,7 +166,8 @@ class TrainBatches:
             if self._targets is None:
                 captions.append(pick_caption(source.captions(clip.index), rng))
             else:
-                self._targets.put(batch, row, which, source.tags(clip.index))
+                known = source.tags(clip.index), source.captions(clip.index)
+                self._targets.put(batch, row, which, *known, rng)
             put(batch, row, prepare.example(clip.whole, rng))
             group[row] = group_number(source.name, source.group(clip.index))
         if self._targets is None:
@@ -191,7 +193,7 @@ class TrainBatches:
 
 
 def batch_fields(
-    prepare: Prepare, text_length: int, targets: Targets | None = None
+    prepare: Prepare, text_length: int, targets: Targets | Answers | None = None
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape (of one row) and dtype of everything in a training batch, by its name."""
     text = {
