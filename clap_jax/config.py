@@ -94,7 +94,9 @@ def default() -> ConfigDict:
     # --- task ------------------------------------------------------------------
     config.task = ConfigDict()
     # contrastive: clips and captions find each other | classify: heads on the audio
-    # tower learn the labels of clips; there is no text tower.
+    # tower learn the labels of clips; there is no text tower | answer: a language model
+    # writes what the `task` of each source asks (clap_jax/text/assets/tasks.json);
+    # `model` is a row of `clap_jax.models.captioner.SPECS`.
     config.task.name = "contrastive"
     # Heads of `classify`: name -> {"sources": names of the data.sources whose labels it
     # learns, "loss": ce (one label each) | bce (any number) | auto (as the clips have
@@ -120,7 +122,8 @@ def default() -> ConfigDict:
     # Rows of scores that a device has in memory at a time; 0: by their size.
     config.loss.chunk = 0
     # Share of the target that is spread over all texts, or clips; in the task `classify`,
-    # where it is the only one of these keys, over a head's classes.
+    # where it is the only one of these keys, over a head's classes; in `answer`, likewise,
+    # over all tokens.
     config.loss.label_smoothing = 0.0
     # Negatives count in proportion to exp(this * score); 0: all alike.
     config.loss.hard_negatives = 0.0
@@ -147,8 +150,8 @@ def default() -> ConfigDict:
     # Largest global gradient norm; 0 = no clipping.
     config.optim.clip_norm = 1.0
     # [regex, factor] over parameter paths, first match wins, every parameter must
-    # match: learning-rate multipliers (0 freezes; the towers of a classifier, frozen
-    # whole, run as in evaluation) ...
+    # match: learning-rate multipliers (0 freezes; the towers of a classifier, and tower
+    # or decoder of a captioner, frozen whole, run as in evaluation) ...
     config.optim.lr_multipliers = ((".*", 1.0),)
     # ... and weight-decay multipliers (biases, norms and scales are spared).
     config.optim.decay_multipliers = (
@@ -166,7 +169,8 @@ def default() -> ConfigDict:
     # memory, to see how fast training is without any input.
     config.data.source = "files"
     # Named sources: {"kind": manifest | array_record | laion_tar | synthetic, "name": ...,
-    # "weight": share of the mixture (0: in proportion to size), options of the kind}.
+    # "weight": share of the mixture (0: in proportion to size), "task": with
+    # task.name=answer, options of the kind}.
     config.data.sources = ()
     # Where log-mels are computed: host (workers) | device (the bus carries int16 waves) |
     # auto: device, but host for models that need the mel of the whole clip (fusion, BLAT).

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from clap_jax import config as config_lib
+from clap_jax.evals.answers import WrittenAnswers
 from clap_jax.evals.base import Encoder, Result
 from clap_jax.evals.classify import HeadScores
 from clap_jax.evals.retrieval import Retrieval
@@ -19,12 +20,14 @@ __all__ = [
     "HeadScores",
     "Result",
     "Retrieval",
+    "WrittenAnswers",
     "ZeroShot",
     "build_evaluator",
     "class_embeddings",
 ]
 
 EVALUATORS = {
+    "answers": WrittenAnswers,
     "classifier": HeadScores,
     "retrieval": Retrieval,
     "zeroshot": ZeroShot,
@@ -33,7 +36,7 @@ EVALUATORS = {
 
 def build_evaluator(
     kind: str, source: "Source", options: Mapping[str, Any] | None = None
-) -> HeadScores | Retrieval | ZeroShot:
+) -> WrittenAnswers | HeadScores | Retrieval | ZeroShot:
     """Makes an evaluator by name; it has one method, `run(encoder) -> Result`.
 
     Args:

@@ -25,7 +25,9 @@ from clap_jax import sharding
 from clap_jax.audio import crop, io
 from clap_jax.audio import frontend as frontend_lib
 from clap_jax.audio.mel import Frontend
+from clap_jax.losses import tokens
 from clap_jax.models import zoo
+from clap_jax.models.captioner import Captioner, CaptionerSpec
 from clap_jax.models.classifier import Classifier, ClassifierSpec
 from clap_jax.models.dual import Dual
 from clap_jax.models.tower import Sound
@@ -73,14 +75,14 @@ class ModelEncoder:
         crop_seed: when given, `audio` crops longer clips at random, as some references
             do at inference; another number, other crops.
         output: what a clip becomes: "vector" (of a pair of towers the embedding, of
-            length one; of a classifier the scores of its classes), "projection" (before
-            it is normalised) or "embedding" (of the audio tower).
+            length one; of a classifier the scores of its classes; of a captioner what
+            `write` and `answer_scores` take), "projection" (before it is normalised) or "embedding" (of the audio tower).
     """
 
     def __init__(
         self,
-        spec: zoo.Spec | ClassifierSpec,
-        dual: Dual | Classifier,
+        spec: zoo.Spec | ClassifierSpec | CaptionerSpec,
+        dual: Dual | Classifier | Captioner,
         tokenizer: Tokenizer | None,
         *,
         mesh: Mesh | None = None,
@@ -97,7 +99,7 @@ class ModelEncoder:
             raise ValueError(config_lib.unknown("output", output, OUTPUTS))
         self.spec, self._dual, self._tokenizer = spec, dual, tokenizer
         self.output = output
-        self._unit = output == "vector" and isinstance(spec, zoo.Spec)
+        self._unit = output == "vector" and not isinstance(spec, ClassifierSpec)
         self._mesh = sharding.make_mesh() if mesh is None else mesh
         # A mesh of one host's devices is that host's own business.
         alone = len({device.process_index for device in self._mesh.devices.flat}) == 1
@@ -117,6 +119,8 @@ class ModelEncoder:
         hear = partial(_encode_audio, spec, dual, self._mesh, output)
         self._encode_audio = jax.jit(hear)
         self._encode_text = jax.jit(partial(_encode_text, dual))
+        self._write = jax.jit(partial(_write, dual), static_argnums=3)
+        self._answer_scores = jax.jit(partial(_answer_scores, dual))
 
     def using(self, variables: dict[str, Any]) -> "ModelEncoder":
         """This encoder with these variables, put on the mesh unless they are there."""
@@ -139,7 +143,7 @@ class ModelEncoder:
         """How many numbers a clip becomes."""
         spec, dual = self.spec, self._dual
         if self.output == "vector":
-            return spec.embed_dim if isinstance(spec, zoo.Spec) else spec.classes
+            return spec.classes if isinstance(spec, ClassifierSpec) else spec.embed_dim
         variables = jax.eval_shape(dual.init, jax.random.key(0))
         example = zoo.example_sound(spec.frontend)
         (_, aux), _ = jax.eval_shape(dual.encode_audio, variables, example)
@@ -233,19 +237,48 @@ class ModelEncoder:
     def text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings float32 [m, E] of texts."""
         ids, mask = self._tokenizer(list(texts))
-        rows = []
-        for (part_ids, count), (part_mask, _) in zip(
-            self._padded(ids), self._padded(mask), strict=True
-        ):
+        rows = {"ids": ids, "mask": mask}
+        return self._in_parts(self._encode_text, rows)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of the model's texts."""
+        return self._tokenizer
+
+    def write(self, z: np.ndarray, prompt: Sequence[int], length: int) -> np.ndarray:
+        """What a captioner writes behind a prompt about clips float32 [n, E]: the
+        likeliest token each time, int32 [n, length]."""
+        prompt = np.asarray(prompt, np.int32)
+        return self._in_parts(
+            lambda variables, z: self._write(variables, z, prompt, length), {"z": z}
+        )
+
+    def answer_scores(
+        self, z: np.ndarray, ids: np.ndarray, answer: np.ndarray
+    ) -> np.ndarray:
+        """Log-likelihood, float32 [n, C], of C texts as a captioner's answers about clips
+        float32 [n, E]: the sum over the tokens of `ids` int32 [C, L] that are `answer`
+        bool [C, L]."""
+        return self._in_parts(
+            lambda variables, z: self._answer_scores(variables, z, ids, answer),
+            {"z": z},
+        )
+
+    def _in_parts(
+        self, function: Callable[..., jax.Array], rows: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """`function(variables, *rows)` at static batch sizes, for all rows on all hosts."""
+        found, names = [], list(rows)
+        for parts in zip(*(self._padded(rows[name]) for name in names), strict=True):
             self.before_batch()
-            share = len(part_ids) // self._hosts
+            share, count = len(parts[0][0]) // self._hosts, parts[0][1]
             own = np.arange(self._host * share, (self._host + 1) * share)
-            part = {"ids": part_ids[own], "mask": part_mask[own], "row": own}
-            part = self._to_device(part)
-            zt = self._encode_text(self._variables, part["ids"], part["mask"])
-            zt, row = self._gather((zt, part["row"]))
-            rows.append(zt[np.argsort(row)[:count]])
-        return np.concatenate(rows)
+            part = {name: values[own] for name, (values, _) in zip(names, parts)}
+            part = self._to_device(part | {"row": own})
+            result = function(self._variables, *(part[name] for name in names))
+            result, row = self._gather((result, part["row"]))
+            found.append(result[np.argsort(row)[:count]])
+        return np.concatenate(found)
 
     def score(self, za: np.ndarray, zt: np.ndarray) -> np.ndarray:
         """The model's scaled score of every pair, float32 [n, m]."""
@@ -391,8 +424,8 @@ def _heard(clip: Mapping[str, Any], frontend: Frontend, seconds: float) -> Heard
 
 
 def _encode_audio(
-    spec: zoo.Spec | ClassifierSpec,
-    dual: Dual | Classifier,
+    spec: zoo.Spec | ClassifierSpec | CaptionerSpec,
+    dual: Dual | Classifier | Captioner,
     mesh: Mesh,
     output: str,
     variables: Any,
@@ -405,3 +438,20 @@ def _encode_audio(
 def _encode_text(dual: Dual, variables: Any, ids: jax.Array, mask: jax.Array):
     (zt, _), _ = dual.encode_text(variables, ids, mask)
     return zt
+
+
+def _write(
+    model: Captioner, variables: Any, z: jax.Array, prompt: jax.Array, length: int
+) -> jax.Array:
+    return model.greedy(variables, z, length, prompt)
+
+
+def _answer_scores(
+    model: Captioner, variables: Any, z: jax.Array, ids: jax.Array, answer: jax.Array
+) -> jax.Array:
+    def one(text: tuple[jax.Array, jax.Array]) -> jax.Array:
+        row, own = (jnp.broadcast_to(x, (len(z), *x.shape)) for x in text)
+        losses = tokens.token_losses(model.token_logits(variables, z, row), row)
+        return -jnp.where(own, losses, 0).sum(axis=1)
+
+    return jax.lax.map(one, (ids, answer)).T

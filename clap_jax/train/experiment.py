@@ -5,10 +5,9 @@ The same for training, evaluation and resuming.
 
 import dataclasses
 import functools
-import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +22,14 @@ from clap_jax.audio.augment import Augment
 from clap_jax.evals import Result, build_evaluator
 from clap_jax.evals.encode import ModelEncoder
 from clap_jax.losses import contrastive
-from clap_jax.models import zoo
+from clap_jax.models import captioner, zoo
 from clap_jax.pipeline import loader
+from clap_jax.pipeline.answers import Answers
 from clap_jax.pipeline.labels import Targets
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source, build_source
 from clap_jax.text import tokenize
-from clap_jax.train import device_data, heads, tasks
+from clap_jax.train import answers, device_data, heads, tasks, words
 from clap_jax.train import starts as starts_lib
 from clap_jax.train import state as state_lib
 
@@ -38,9 +38,6 @@ NOISE = "synthetic_device"
 
 # Where the sigmoid loss's bias starts (arXiv 2303.15343): nearly all pairs are negative.
 SIGMOID_BIAS = -10.0
-
-# A tokenizer is trained on at most so many captions of each source.
-TOKENIZER_CAPTIONS = 1_000_000
 
 
 class Evaluation(NamedTuple):
@@ -67,7 +64,7 @@ class Experiment(NamedTuple):
     evaluations: dict[str, Evaluation]
     augment: Augment
     starts: list[starts_lib.Start]
-    targets: Targets | None = None  # labels in place of captions
+    targets: Targets | Answers | None = None  # in place of captions
 
     def prepare(self) -> Prepare:
         """What makes training clips."""
@@ -186,24 +183,33 @@ def build(config: ConfigDict, workdir: Path) -> Experiment:
         )
     sources = [] if noise else _sources(config)
     starts = [] if checkpoint.has_steps(workdir) else starts_lib.load(config)
+    if config.task.name == "answer":
+        starts = starts_lib.for_decoder(starts)
     if config.model == starts_lib.MODEL and checkpoint.has_steps(workdir):
         spec = convert.read_any_spec(workdir / "spec.json")
     else:
         spec = unread_spec(config, starts)
-    tokenizer = targets = None
+    clips, tokenizer, targets, asked = [source for source, _ in sources], None, None, []
+    if config.task.name == "answer" and not noise:
+        asked = answers.templates(config)
+        answers.check(clips, asked)
     if classify:
-        spec, targets = heads.labelled(config, spec, [source for source, _ in sources])
+        spec, targets = heads.labelled(config, spec, clips)
     elif not noise:
-        clips = [source for source, _ in sources]
-        tokenizer, style = _tokenizer(config, spec, workdir, clips, starts)
+        texts = answers.texts(clips, asked) if asked else words.captions(clips)
+        tokenizer, style = words.tokenizer(config, spec, workdir, texts, starts)
         vocab_size = tokenizer.vocab_size
         if config.model == starts_lib.MODEL:  # its table may have rows to spare
             vocab_size = max(vocab_size, spec.vocab_size)
         spec = dataclasses.replace(spec, vocab_size=vocab_size, tokenizer_style=style)
-    spec = spec if classify else for_loss(spec, loss)
+    if config.task.name == "answer":
+        targets = answers.rows(asked, tokenizer, spec)
+    spec = for_loss(spec, loss)
     _where_mels_are_made(config, spec)
     _check_spec(spec, workdir)
     dual, undropped = duals(config, spec)
+    if config.task.name == "answer" and not (noise or checkpoint.has_steps(workdir)):
+        answers.check_frozen(config, dual, starts)
     # Evaluations with equal settings share what is compiled.
     encoder = functools.cache(
         lambda batch_size, crop_seed, output: ModelEncoder(
@@ -275,16 +281,18 @@ def unread_spec(config: ConfigDict, starts: list[starts_lib.Start]) -> tasks.Spe
     taken to have the `data.vocab_size` entries that it may have at most.
     """
     if config.model == starts_lib.MODEL:
-        return starts_lib.spec_of(starts, audio_alone=config.task.name == "classify")
-    spec = zoo.get_spec(config.model, config_lib.plain(config.model_overrides))
+        return starts_lib.spec_of(starts, config.task.name)
+    table = captioner if config.task.name == "answer" else zoo
+    spec = table.get_spec(config.model, config_lib.plain(config.model_overrides))
     if spec.tokenizer:
         return spec
     return dataclasses.replace(spec, vocab_size=config.data.vocab_size)
 
 
-def for_loss(spec: zoo.Spec, loss: contrastive.Options) -> zoo.Spec:
+def for_loss(spec: tasks.Spec, loss: contrastive.Options) -> tasks.Spec:
     """`spec`, with a learned bias where the loss needs one and the model has none."""
-    if loss.name != "sigmoid" or spec.logit_bias_init is not None:
+    pair = isinstance(spec, zoo.Spec)
+    if not pair or loss.name != "sigmoid" or spec.logit_bias_init is not None:
         return spec
     logging.info("sigmoid loss: a learned bias is added, at first %g", SIGMOID_BIAS)
     return dataclasses.replace(spec, logit_bias_init=SIGMOID_BIAS)
@@ -315,12 +323,20 @@ def duals(
 def _sources(config: ConfigDict) -> list[tuple[Source, float]]:
     """Every training source and its weight."""
     sources = [
-        _source(section, f"data.sources[{number}]", weighted=True)
+        _source(of_clips(section, config), f"data.sources[{number}]", weighted=True)
         for number, section in enumerate(config.data.sources)
     ]
     if not sources:
         raise config_lib.ConfigError("data.sources is empty: name at least one source")
     return sources
+
+
+def of_clips(section: Any, config: ConfigDict) -> dict[str, Any]:
+    """What an entry of `data.sources` says of clips, without what is asked of them."""
+    kept = dict(config_lib.plain(section))
+    if config.task.name == "answer":
+        kept.pop("task", None)
+    return kept
 
 
 def _source(section: Any, where: str, weighted: bool) -> tuple[Source, float]:
@@ -364,42 +380,6 @@ def _where_mels_are_made(config: ConfigDict, spec: tasks.Spec) -> str:
     if where == "auto":
         return "host" if whole else "device"
     return where
-
-
-def _tokenizer(
-    config: ConfigDict,
-    spec: zoo.Spec,
-    workdir: Path,
-    sources: list[Source],
-    starts: list[starts_lib.Start],
-) -> tuple[tokenize.Tokenizer, str]:
-    """The tokenizer, and the name of its style.
-
-    That of the run's checkpoints; else of `init_from`, of the spec, or a new one.
-    """
-    kept = workdir / "tokenizer"
-    start = starts_lib.tokenizer_folder(starts)
-    length, style = spec.text_length, spec.tokenizer_style
-    if checkpoint.has_steps(workdir) and kept.is_dir():
-        style = zoo.read_spec(workdir / "spec.json").tokenizer_style
-        return tokenize.load(str(kept), length, style), style
-    found = spec.tokenizer if start is None else str(start)
-    if found:
-        return tokenize.load(found, length, style), style
-    starts_lib.check_tokenizer(starts, config.init_pattern)
-    captions = [
-        caption
-        for source in sources
-        for caption in itertools.islice(_captions(source), TOKENIZER_CAPTIONS)
-    ]
-    tokenizer = tokenize.train(captions, config.data.vocab_size, spec.text_length)
-    logging.info("tokenizer: %d entries learnt", tokenizer.vocab_size)
-    return tokenizer, "plain"
-
-
-def _captions(source: Source) -> Iterator[str]:
-    for index in range(len(source)):
-        yield from source.captions(index)
 
 
 def _check_spec(spec: tasks.Spec, workdir: Path) -> None:

@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 
 from clap_jax import checkpoint, convert, hub, sharding
 from clap_jax import config as config_lib
+from clap_jax.convert.starts import TowerStart
 from clap_jax.models import zoo
+from clap_jax.models.captioner import CaptionerSpec
 
 # `config.model`, where the model is that of the checkpoint.
 MODEL = "init_from"
@@ -19,7 +21,7 @@ MODEL = "init_from"
 # Published RoBERTa and BERT models come without a pooler, or with one that no loss has
 # trained; without, it starts fresh.
 _MAY_BE_FRESH = "params/text/pooler"
-_TOKENS = "params/text/tokens/embedding"
+_TOKENS = "params/{}/tokens/embedding"
 # Models that were trained with softmax have none.
 _BIAS = "params/logit_bias"
 
@@ -56,17 +58,47 @@ def load(config: ConfigDict) -> list[Start]:
     return starts
 
 
-def tokenizer_folder(starts: Sequence[Start]) -> Path | None:
-    """The tokenizer of the first start that has one."""
-    folders = (start.model.tokenizer for start in starts)
+def for_decoder(starts: Sequence[Start]) -> list[Start]:
+    """The starts as a captioner takes them: a GPT-2 alone becomes its decoder.
+
+    (That of a whole model is a text tower, which has learnt to compare.)
+    """
+    found = []
+    for start in starts:
+        spec = start.model.spec
+        if isinstance(spec, TowerStart) and spec.kind == "gpt2":
+            params = {"decoder": start.model.variables["params"]["text"]}
+            model = dataclasses.replace(
+                start.model,
+                spec=dataclasses.replace(spec, side="decoder"),
+                variables={"params": params, "state": {}},
+            )
+            start = start._replace(model=model)
+        found.append(start)
+    return found
+
+
+def words(spec: Any) -> str:
+    """The part of a model that reads words: "text" or, of a captioner, "decoder"."""
+    return "decoder" if isinstance(spec, CaptionerSpec) else "text"
+
+
+def tokenizer_folder(starts: Sequence[Start], spec: Any) -> Path | None:
+    """The tokenizer of the first start that has one, and words as `spec` has them."""
+    folders = (
+        start.model.tokenizer
+        for start in starts
+        if words(spec) in start.model.variables["params"]
+    )
     return next((folder for folder in folders if folder is not None), None)
 
 
-def check_tokenizer(starts: Sequence[Start], pattern: str) -> None:
+def check_tokenizer(starts: Sequence[Start], pattern: str, spec: Any) -> None:
     """Raise where token embeddings are filled in, and nothing says whose tokens."""
+    table = _TOKENS.format(words(spec))
     for start in starts:
-        has_tokens = _TOKENS in sharding.flatten(start.model.variables)
-        if has_tokens and re.fullmatch(pattern, _TOKENS):
+        has_tokens = table in sharding.flatten(start.model.variables)
+        if has_tokens and re.fullmatch(pattern, table):
             raise config_lib.ConfigError(
                 f"init_from {start.name} has token embeddings, but no tokenizer: put "
                 "its files into a folder, and set model_overrides.tokenizer to it (or "
@@ -74,15 +106,22 @@ def check_tokenizer(starts: Sequence[Start], pattern: str) -> None:
             )
 
 
-def spec_of(starts: Sequence[Start], audio_alone: bool = False) -> Any:
-    """The spec of the first start that is a whole model; with `audio_alone`, of the
-    first that has an audio tower with front end and projection. Raises ConfigError."""
+def spec_of(starts: Sequence[Start], task: str = "contrastive") -> Any:
+    """The spec of the first start that is a model for this task: a pair of towers;
+    with "classify", anything with an audio tower, front end and projection; with
+    "answer", a captioner. Raises ConfigError."""
     for start in starts:
-        if start.is_whole or (audio_alone and hasattr(start.model.spec, "frontend")):
-            return start.model.spec
+        spec = start.model.spec
+        found = {
+            "classify": hasattr(spec, "frontend"),
+            "answer": isinstance(spec, CaptionerSpec),
+        }
+        if found.get(task, start.is_whole):
+            return spec
+    wanted = "a captioner" if task == "answer" else "both towers"
     raise config_lib.ConfigError(
         "model is 'init_from', but init_from names no whole model: name a row of the "
-        "zoo, or a checkpoint with both towers"
+        f"zoo, or a checkpoint with {wanted}"
     )
 
 
@@ -92,7 +131,8 @@ def fill(
     """Replace the leaves that the starts have and `pattern` matches, in their order.
 
     A whole model must have every leaf that matches; one tower every leaf of its side,
-    and where one of the two is a classifier, every leaf of the parts that both have.
+    and where one of the two is a classifier or a captioner, every leaf of the parts
+    that both have.
     Raises CheckpointError that lists those that are missing or of another shape, and
     ValueError where a start has nothing that matches.
     """

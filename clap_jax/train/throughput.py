@@ -23,6 +23,7 @@ from absl import logging
 
 from clap_jax import chips
 from clap_jax.models import zoo
+from clap_jax.models.captioner import CaptionerSpec
 from clap_jax.models.classifier import ClassifierSpec
 from clap_jax.train.tasks import Model, Spec
 
@@ -34,7 +35,9 @@ def model_flops(dual: Model, spec: Spec, batch_size: int) -> float:
     """FLOPs that a training step of B = batch_size needs for one clip with its text.
 
     dual: with remat "none", since XLA counts the body of a loop once. For a classifier
-    those of one clip, all parameters trained.
+    those of one clip, for a captioner of one clip and the L tokens of a prompt with its
+    answer, all parameters trained. (Of frozen ones no gradient is made: a third of
+    their share is then not needed.)
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(dual.init, key)
@@ -42,6 +45,18 @@ def model_flops(dual: Model, spec: Spec, batch_size: int) -> float:
         hear = jax.jit(lambda *given: dual.encode_audio(*given, train=False)[0][0])
         sound = zoo.example_sound(spec.frontend)
         return 3 * hear.lower(variables, sound).cost_analysis()["flops"]
+
+    if isinstance(spec, CaptionerSpec):
+
+        def write(variables, key, sound, ids):
+            keys = jax.random.split(key)
+            (z, _), _ = dual.encode_audio(variables, sound, train=True, key=keys[0])
+            return dual.token_logits(variables, z, ids, train=True, key=keys[1])
+
+        ids = jax.ShapeDtypeStruct((1, spec.text_length), jnp.int32)
+        sound = zoo.example_sound(spec.frontend)
+        lowered = jax.jit(write).lower(variables, key, sound, ids)
+        return 3 * lowered.cost_analysis()["flops"]
 
     def encode(variables, key, sound, ids, mask):
         (za, _), _ = dual.encode_audio(variables, sound, train=True, key=key)
