@@ -25,7 +25,7 @@ from clap_jax import sharding
 from clap_jax.audio import crop, io
 from clap_jax.audio import frontend as frontend_lib
 from clap_jax.audio.mel import Frontend
-from clap_jax.losses import tokens
+from clap_jax.evals import write as write_lib
 from clap_jax.models import zoo
 from clap_jax.models.captioner import Captioner, CaptionerSpec
 from clap_jax.models.classifier import Classifier, ClassifierSpec
@@ -119,8 +119,8 @@ class ModelEncoder:
         hear = partial(_encode_audio, spec, dual, self._mesh, output)
         self._encode_audio = jax.jit(hear)
         self._encode_text = jax.jit(partial(_encode_text, dual))
-        self._write = jax.jit(partial(_write, dual), static_argnums=3)
-        self._answer_scores = jax.jit(partial(_answer_scores, dual))
+        self._write = jax.jit(partial(write_lib.write, dual), static_argnums=3)
+        self._answer_scores = jax.jit(partial(write_lib.answer_scores, dual))
 
     def using(self, variables: dict[str, Any]) -> "ModelEncoder":
         """This encoder with these variables, put on the mesh unless they are there."""
@@ -438,20 +438,3 @@ def _encode_audio(
 def _encode_text(dual: Dual, variables: Any, ids: jax.Array, mask: jax.Array):
     (zt, _), _ = dual.encode_text(variables, ids, mask)
     return zt
-
-
-def _write(
-    model: Captioner, variables: Any, z: jax.Array, prompt: jax.Array, length: int
-) -> jax.Array:
-    return model.greedy(variables, z, length, prompt)
-
-
-def _answer_scores(
-    model: Captioner, variables: Any, z: jax.Array, ids: jax.Array, answer: jax.Array
-) -> jax.Array:
-    def one(text: tuple[jax.Array, jax.Array]) -> jax.Array:
-        row, own = (jnp.broadcast_to(x, (len(z), *x.shape)) for x in text)
-        losses = tokens.token_losses(model.token_logits(variables, z, row), row)
-        return -jnp.where(own, losses, 0).sum(axis=1)
-
-    return jax.lax.map(one, (ids, answer)).T

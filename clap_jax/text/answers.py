@@ -94,7 +94,9 @@ def template(name: str, prompts: Sequence[str], answer: str, source: str) -> Tem
     """
     made = Template(name, tuple(prompts), answer, source)
     if not made.prompts or not answer.strip():
-        raise ValueError(f"task {name!r} needs a prompt (it may be empty) and an answer")
+        raise ValueError(
+            f"task {name!r} needs a prompt (it may be empty) and an answer"
+        )
     for place in sorted(made.places - set(PLACES)):
         problem = config_lib.unknown("place in a text", place, PLACES)
         raise ValueError(f"task {name!r}: {problem}")

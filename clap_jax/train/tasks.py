@@ -256,7 +256,9 @@ def classify(
 def towers_are_frozen(config: ConfigDict, model: Classifier) -> bool:
     """Whether the optimizer changes nothing but the heads."""
     rates = sharding.flatten(_rates(config, model))
-    return not any(rate for path, rate in rates.items() if not path.startswith("heads/"))
+    return not any(
+        rate for path, rate in rates.items() if not path.startswith("heads/")
+    )
 
 
 def _rates(config: ConfigDict, model: Model) -> Any:

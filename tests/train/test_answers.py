@@ -14,11 +14,19 @@ from clap_jax.audio.augment import Augment
 from clap_jax.convert.starts import TowerStart
 from clap_jax.metrics import Mean
 from clap_jax.models import captioner
-from clap_jax.train import answers, experiment, loop, optim, plan, tasks, throughput
+from clap_jax.train import (
+    answers,
+    experiment,
+    loop,
+    optim,
+    plan,
+    tasks,
+    throughput,
+    topology,
+)
 from clap_jax.train import starts as starts_lib
 from clap_jax.train import state as state_lib
 from clap_jax.train import step as step_lib
-from clap_jax.train import topology
 from tests.train.test_loop import assert_same_checkpoint, lines, losses
 
 BATCH, LENGTH, VOCABULARY, SMOOTHING = 8, 12, 40, 0.1
@@ -78,7 +86,9 @@ def batch():
 def compiled(devices=1, fsdp=1, precision="float32", remat="none", accumulate=1):
     """The loss and its gradient, with label smoothing."""
     config = settings(
-        train__accumulate=accumulate, loss__label_smoothing=SMOOTHING, precision=precision
+        train__accumulate=accumulate,
+        loss__label_smoothing=SMOOTHING,
+        precision=precision,
     )
     mesh = sharding.make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
     model = built(dtype=precision, remat=remat)
@@ -149,10 +159,13 @@ def test_any_mesh_and_any_parts_give_the_same(variables, batch, plain):
     assert_close(gradients, plain[3])
 
 
-def test_bfloat16_stays_close(variables, batch, plain):
-    value, *_ = gradient(variables, batch, precision="bfloat16")
-    assert value.dtype == np.float32
-    assert value == pytest.approx(float(plain[0]), rel=0.02)
+def test_losses_are_float32_in_bfloat16(variables, batch):
+    """Traced only; how close scores stay is tested with the model."""
+    mesh, function = compiled(precision="bfloat16")
+    given = variables["params"], variables["state"], batch, KEY
+    (value, (found, _)), gradients = jax.eval_shape(function, *given)
+    kinds = {leaf.dtype for leaf in jax.tree.leaves((value, found, gradients))}
+    assert kinds == {np.dtype(np.float32)}
 
 
 # --- what is frozen -------------------------------------------------------------------
