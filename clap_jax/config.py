@@ -198,9 +198,10 @@ def default() -> ConfigDict:
     config.augment = ConfigDict()
 
     # --- evaluation ------------------------------------------------------------
-    # name -> {"kind": retrieval | zeroshot, "source": {...}, "every_steps": 0 (only at
-    # the end), "batch_size": ..., "crop_seed": random crops of longer clips, as some
-    # references take them, in place of the middle; options of the kind}
+    # name -> {"kind": retrieval | zeroshot | classifier | answers, "source": {...},
+    # "every_steps": 0 (only at the end), "batch_size": ..., "crop_seed": random crops of
+    # longer clips, as some references take them, in place of the middle; options of the
+    # kind}
     config.evals = ConfigDict()
 
     # --- checkpoints and logs --------------------------------------------------

@@ -76,7 +76,8 @@ class ModelEncoder:
             do at inference; another number, other crops.
         output: what a clip becomes: "vector" (of a pair of towers the embedding, of
             length one; of a classifier the scores of its classes; of a captioner what
-            `write` and `answer_scores` take), "projection" (before it is normalised) or "embedding" (of the audio tower).
+            `write` and `answer_scores` take), "projection" (before it is normalised) or
+            "embedding" (of the audio tower).
     """
 
     def __init__(
@@ -235,7 +236,9 @@ class ModelEncoder:
         return embeddings
 
     def text(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings float32 [m, E] of texts."""
+        """Embeddings float32 [m, E] of texts. ValueError where nothing embeds them."""
+        if not hasattr(self._dual, "encode_text"):
+            raise ValueError(f"{self.spec.name} has no text tower to encode texts with")
         ids, mask = self._tokenizer(list(texts))
         rows = {"ids": ids, "mask": mask}
         return self._in_parts(self._encode_text, rows)

@@ -14,6 +14,7 @@ from clap_jax.audio.augment import Augment
 from clap_jax.convert.starts import TowerStart
 from clap_jax.metrics import Mean
 from clap_jax.models import captioner
+from clap_jax.text import tokenize
 from clap_jax.train import (
     answers,
     experiment,
@@ -327,6 +328,24 @@ def test_its_encoder_starts_a_contrastive_run(whole, tmp_path):
     assert sorted(losses(tmp_path)) == [1]
     after = sharding.flatten(checkpoint.load_variables(tmp_path))
     assert any(np.any(after[path] != given[path]) for path in both)
+
+
+def test_a_captioner_goes_on_as_it_is(whole, tmp_path):
+    """`model=init_from`: its spec, its words, and every weight."""
+    config = run_config(model="init_from", init_from=str(whole[0]))
+    config.model_overrides = {}
+    config.optim.lr_multipliers = FROZEN  # it is filled, and may be frozen
+    built = experiment.build(config, tmp_path)
+    assert built.spec == convert.read_any_spec(whole[0] / "spec.json")
+    given = sharding.flatten(checkpoint.load_variables(whole[0]))
+    found = sharding.flatten(built.init_variables())
+    assert found.keys() == given.keys()
+    for path, leaf in found.items():
+        np.testing.assert_array_equal(leaf, given[path], err_msg=path)
+    kept = tokenize.load(str(whole[0] / "tokenizer"), built.spec.text_length)
+    assert built.tokenizer.to_json() == kept.to_json()
+    with pytest.raises(config_lib.ConfigError, match="a checkpoint with both towers"):
+        starts_lib.spec_of(built.starts)
 
 
 def test_noise_on_the_device_is_a_batch(tmp_path):
