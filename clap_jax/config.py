@@ -94,7 +94,9 @@ def default() -> ConfigDict:
     # --- task ------------------------------------------------------------------
     config.task = ConfigDict()
     # contrastive: clips and captions find each other | classify: heads on the audio
-    # tower learn the labels of clips; there is no text tower.
+    # tower learn the labels of clips; there is no text tower | answer: a language model
+    # writes what the `task` of each source asks (clap_jax/text/assets/tasks.json);
+    # `model` is a row of `clap_jax.models.captioner.SPECS`.
     config.task.name = "contrastive"
     # Heads of `classify`: name -> {"sources": names of the data.sources whose labels it
     # learns, "loss": ce (one label each) | bce (any number) | auto (as the clips have
@@ -120,7 +122,8 @@ def default() -> ConfigDict:
     # Rows of scores that a device has in memory at a time; 0: by their size.
     config.loss.chunk = 0
     # Share of the target that is spread over all texts, or clips; in the task `classify`,
-    # where it is the only one of these keys, over a head's classes.
+    # where it is the only one of these keys, over a head's classes; in `answer`, likewise,
+    # over all tokens.
     config.loss.label_smoothing = 0.0
     # Negatives count in proportion to exp(this * score); 0: all alike.
     config.loss.hard_negatives = 0.0
@@ -147,8 +150,8 @@ def default() -> ConfigDict:
     # Largest global gradient norm; 0 = no clipping.
     config.optim.clip_norm = 1.0
     # [regex, factor] over parameter paths, first match wins, every parameter must
-    # match: learning-rate multipliers (0 freezes; the towers of a classifier, frozen
-    # whole, run as in evaluation) ...
+    # match: learning-rate multipliers (0 freezes; the towers of a classifier, and tower
+    # or decoder of a captioner, frozen whole, run as in evaluation) ...
     config.optim.lr_multipliers = ((".*", 1.0),)
     # ... and weight-decay multipliers (biases, norms and scales are spared).
     config.optim.decay_multipliers = (
@@ -166,8 +169,8 @@ def default() -> ConfigDict:
     # memory, to see how fast training is without any input.
     config.data.source = "files"
     # Named sources: {"kind": manifest | array_record | tfds | laion_tar | synthetic,
-    # "name": ..., "weight": share of the mixture (0: in proportion to size), options of
-    # the kind}.
+    # "name": ..., "weight": share of the mixture (0: in proportion to size), "task": with
+    # task.name=answer, options of the kind}.
     # Any of them may have "generated": a file of captions that `python -m data.caption`
     # made, or several, and "captions": which are used: none (only the clip's own) | all
     # | augment_only (generated ones where there are any), or probabilities by origin,
@@ -214,8 +217,9 @@ def default() -> ConfigDict:
 
     # --- evaluation ------------------------------------------------------------
     # name -> {"kind": retrieval | zeroshot | classifier (its own heads) | probe (heads
-    # fitted on frozen vectors; "parts": name -> changes to the source) | absent (listed
-    # with its reason, not done), "source": {...}, "every_steps": 0 (only at the end),
+    # fitted on frozen vectors; "parts": name -> changes to the source) | answers (that a
+    # captioner writes) | absent (listed with its reason, not done), "source": {...},
+    # "every_steps": 0 (only at the end),
     # "batch_size": ..., "crop_seed": random crops of longer clips, as some references
     # take them, in place of the middle; "about": what the results shall say of the task;
     # options of the kind}

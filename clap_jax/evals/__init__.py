@@ -10,6 +10,7 @@ from clap_jax.evals.base import Encoder, Result
 from clap_jax.evals.classify import HeadScores
 from clap_jax.evals.probe import Probe
 from clap_jax.evals.retrieval import Retrieval
+from clap_jax.evals.written import WrittenAnswers
 from clap_jax.evals.zeroshot import ZeroShot, class_embeddings
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __all__ = [
     "Probe",
     "Result",
     "Retrieval",
+    "WrittenAnswers",
     "ZeroShot",
     "build_evaluator",
     "class_embeddings",
@@ -30,6 +32,7 @@ __all__ = [
 
 EVALUATORS = {
     "absent": Absent,
+    "answers": WrittenAnswers,
     "classifier": HeadScores,
     "probe": Probe,
     "retrieval": Retrieval,
@@ -47,7 +50,7 @@ def build_evaluator(
     kind: str,
     source: "Source | dict[str, Source] | None",
     options: Mapping[str, Any] | None = None,
-) -> Absent | HeadScores | Probe | Retrieval | ZeroShot:
+) -> Absent | HeadScores | Probe | Retrieval | WrittenAnswers | ZeroShot:
     """Makes an evaluator by name; it has one method, `run(encoder) -> Result`.
 
     Args:

@@ -25,8 +25,10 @@ from clap_jax import sharding
 from clap_jax.audio import crop, io
 from clap_jax.audio import frontend as frontend_lib
 from clap_jax.audio.mel import Frontend
+from clap_jax.evals import write as write_lib
 from clap_jax.models import spec as spec_lib
 from clap_jax.models import zoo
+from clap_jax.models.captioner import Captioner, CaptionerSpec
 from clap_jax.models.classifier import Classifier, ClassifierSpec
 from clap_jax.models.dual import Dual
 from clap_jax.models.tower import Sound
@@ -74,16 +76,17 @@ class ModelEncoder:
         crop_seed: when given, `audio` crops longer clips at random, as some references
             do at inference; another number, other crops.
         output: what a clip becomes: "vector" (of a pair of towers the embedding, of
-            length one; of a classifier the scores of its classes), "projection" (before
-            it is normalised) or "embedding" (of the audio tower).
+            length one; of a classifier the scores of its classes; of a captioner what
+            `write` and `answer_scores` take), "projection" (before it is normalised) or
+            "embedding" (of the audio tower).
         text_tokens: lengths that texts are padded to, beside the model's own; each to
             the shortest that holds it. () for one length.
     """
 
     def __init__(
         self,
-        spec: zoo.Spec | ClassifierSpec,
-        dual: Dual | Classifier,
+        spec: zoo.Spec | ClassifierSpec | CaptionerSpec,
+        dual: Dual | Classifier | Captioner,
         tokenizer: Tokenizer | None,
         *,
         mesh: Mesh | None = None,
@@ -101,7 +104,7 @@ class ModelEncoder:
             raise ValueError(config_lib.unknown("output", output, OUTPUTS))
         self.spec, self._dual, self._tokenizer = spec, dual, tokenizer
         self.output = output
-        self._unit = output == "vector" and isinstance(spec, zoo.Spec)
+        self._unit = output == "vector" and not isinstance(spec, ClassifierSpec)
         self._mesh = sharding.make_mesh() if mesh is None else mesh
         # A mesh of one host's devices is that host's own business.
         alone = len({device.process_index for device in self._mesh.devices.flat}) == 1
@@ -122,6 +125,8 @@ class ModelEncoder:
         hear = partial(_encode_audio, spec, dual, self._mesh, output)
         self._encode_audio = jax.jit(hear)
         self._encode_text = jax.jit(partial(_encode_text, dual))
+        self._write = jax.jit(partial(write_lib.write, dual), static_argnums=3)
+        self._answer_scores = jax.jit(partial(write_lib.answer_scores, dual))
 
     def using(self, variables: dict[str, Any]) -> "ModelEncoder":
         """This encoder with these variables, put on the mesh unless they are there."""
@@ -144,7 +149,7 @@ class ModelEncoder:
         """How many numbers a clip becomes."""
         spec, dual = self.spec, self._dual
         if self.output == "vector":
-            return spec.embed_dim if isinstance(spec, zoo.Spec) else spec.classes
+            return spec.classes if isinstance(spec, ClassifierSpec) else spec.embed_dim
         variables = jax.eval_shape(dual.init, jax.random.key(0))
         example = zoo.example_sound(spec.frontend)
         (_, aux), _ = jax.eval_shape(dual.encode_audio, variables, example)
@@ -253,31 +258,59 @@ class ModelEncoder:
         """Embeddings float32 [m, E] of texts, each the same alone and among others.
 
         How far a text is padded depends on itself alone; texts of one length go together.
+        ValueError where nothing embeds them.
         """
+        if not hasattr(self._dual, "encode_text"):
+            raise ValueError(f"{self.spec.name} has no text tower to encode texts with")
         ids, mask = self._tokenizer(list(texts))
         known = buckets.lengths(self._text_tokens, self._tokenizer.length)
         lengths = np.array([buckets.shortest(known, n) for n in mask.sum(1)])
         embeddings = np.zeros((len(ids), self.spec.embed_dim), np.float32)
         for length in np.unique(lengths):
             rows = lengths == length
-            embeddings[rows] = self._text(ids[rows, :length], mask[rows, :length])
+            own = {"ids": ids[rows, :length], "mask": mask[rows, :length]}
+            embeddings[rows] = self._in_parts(self._encode_text, own)
         return embeddings
 
-    def _text(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Embeddings of tokenised texts of one length."""
-        rows = []
-        for (part_ids, count), (part_mask, _) in zip(
-            self._padded(ids), self._padded(mask), strict=True
-        ):
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of the model's texts."""
+        return self._tokenizer
+
+    def write(self, z: np.ndarray, prompt: Sequence[int], length: int) -> np.ndarray:
+        """What a captioner writes behind a prompt about clips float32 [n, E]: the
+        likeliest token each time, int32 [n, length]."""
+        prompt = np.asarray(prompt, np.int32)
+        return self._in_parts(
+            lambda variables, z: self._write(variables, z, prompt, length), {"z": z}
+        )
+
+    def answer_scores(
+        self, z: np.ndarray, ids: np.ndarray, answer: np.ndarray
+    ) -> np.ndarray:
+        """Log-likelihood, float32 [n, C], of C texts as a captioner's answers about clips
+        float32 [n, E]: the sum over the tokens of `ids` int32 [C, L] that are `answer`
+        bool [C, L]."""
+        return self._in_parts(
+            lambda variables, z: self._answer_scores(variables, z, ids, answer),
+            {"z": z},
+        )
+
+    def _in_parts(
+        self, function: Callable[..., jax.Array], rows: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """`function(variables, *rows)` at static batch sizes, for all rows on all hosts."""
+        found, names = [], list(rows)
+        for parts in zip(*(self._padded(rows[name]) for name in names), strict=True):
             self.before_batch()
-            share = len(part_ids) // self._hosts
+            share, count = len(parts[0][0]) // self._hosts, parts[0][1]
             own = np.arange(self._host * share, (self._host + 1) * share)
-            part = {"ids": part_ids[own], "mask": part_mask[own], "row": own}
-            part = self._to_device(part)
-            zt = self._encode_text(self._variables, part["ids"], part["mask"])
-            zt, row = self._gather((zt, part["row"]))
-            rows.append(zt[np.argsort(row)[:count]])
-        return np.concatenate(rows)
+            part = {name: values[own] for name, (values, _) in zip(names, parts)}
+            part = self._to_device(part | {"row": own})
+            result = function(self._variables, *(part[name] for name in names))
+            result, row = self._gather((result, part["row"]))
+            found.append(result[np.argsort(row)[:count]])
+        return np.concatenate(found)
 
     def score(self, za: np.ndarray, zt: np.ndarray) -> np.ndarray:
         """The model's scaled score of every pair, float32 [n, m]."""
@@ -438,8 +471,8 @@ def _heard(clip: Mapping[str, Any], frontend: Frontend, seconds: float) -> Heard
 
 
 def _encode_audio(
-    spec: zoo.Spec | ClassifierSpec,
-    dual: Dual | Classifier,
+    spec: zoo.Spec | ClassifierSpec | CaptionerSpec,
+    dual: Dual | Classifier | Captioner,
     mesh: Mesh,
     output: str,
     variables: Any,

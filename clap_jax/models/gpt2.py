@@ -147,13 +147,15 @@ class _LanguageModel(_Gpt2):
         x: Int[Array, "B L"] | Float[Array, "B L D"],
         train: bool,
         cache: Cache | None = None,
+        last: int = 0,
     ) -> tuple[Float[Array, "B M C"], Cache | None]:
         table = self._tokens()
         if jnp.issubdtype(x.dtype, jnp.integer):
             x = table(x)
         hidden, cache = self._read(x, train, cache)
         # Of a cached run only the last position decides what comes next.
-        hidden = hidden if cache is None else hidden[:, -1:]
+        last = last if cache is None else 1
+        hidden = hidden[:, -last:]  # with 0 all of them
         logits = jnp.einsum(
             "bld,cd->blc",
             hidden,
@@ -211,8 +213,9 @@ class LanguageModel(NamedTuple):
 
     init: `init(key) -> params`.
     embed: `embed(params, ids [B, L]) -> float32 [B, L, D]`, rows of the token table.
-    logits: `logits(params, x, *, train=False, key=None) -> float32 [B, L, C]`, at each
-        position those of the next token.
+    logits: `logits(params, x, *, last=0, train=False, key=None) -> float32 [B, L, C]`,
+        at each position those of the next token; with `last` of so many positions at
+        the end alone.
     start: `start(batch, length) -> Cache`, empty, for `length` positions in all.
     step: `step(params, cache, x) -> (float32 [B, C], Cache)`: reads L more positions,
         a whole prefix or one token, and gives the logits that follow the last of them.
@@ -252,14 +255,16 @@ def language_model(
         params: Mapping[str, Any],
         x: Any,
         *,
+        last: int = 0,
         train: bool = False,
         key: jax.Array | None = None,
     ) -> jax.Array:
         if not train:
-            return module.apply({"params": params}, x, False)[0]
+            return module.apply({"params": params}, x, False, None, last)[0]
         if key is None:
             raise ValueError("a language model in training needs a key; got key=None")
-        return module.apply({"params": params}, x, True, rngs={"dropout": key})[0]
+        rngs = {"dropout": key}
+        return module.apply({"params": params}, x, True, None, last, rngs=rngs)[0]
 
     def start(batch: int, length: int) -> Cache:
         if length > module.position_table:

@@ -192,9 +192,19 @@ def get_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Spec:
     """
     if name not in SPECS:
         raise ValueError(config_lib.unknown("model", name, SPECS))
-    over = _nested(overrides or {})
-    base = dataclasses.asdict(SPECS[name])
-    for side in ("audio", "text"):
+    return from_dict(changed(SPECS[name], overrides or {}, ("audio", "text")))
+
+
+def changed(
+    spec: Any, overrides: Mapping[str, Any], towers: tuple[str, ...]
+) -> dict[str, Any]:
+    """The fields of a spec of any kind as nested tables, some values replaced.
+
+    towers: names of the fields that are a `TowerSpec`. See `get_spec`.
+    """
+    over = _nested(overrides)
+    base = dataclasses.asdict(spec)
+    for side in towers:
         if not isinstance(over.get(side), Mapping):
             continue
         if over[side].get("kind", base[side]["kind"]) != base[side]["kind"]:
@@ -205,7 +215,7 @@ def get_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Spec:
                 config_lib.unknown("front end", over["frontend"], FRONTENDS)
             )
         over["frontend"] = dataclasses.asdict(FRONTENDS[over["frontend"]])
-    return from_dict(_merged(base, over))
+    return _merged(base, over)
 
 
 def build(

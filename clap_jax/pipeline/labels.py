@@ -99,9 +99,19 @@ class Targets:
         }
 
     def put(
-        self, batch: dict[str, Any], row: int, which: int, tags: Sequence[str]
+        self,
+        batch: dict[str, Any],
+        row: int,
+        which: int,
+        tags: Sequence[str],
+        captions: Sequence[str] = (),
+        rng: np.random.Generator | None = None,
     ) -> None:
-        """Write the labels of a clip of source number `which` into a row of a batch."""
+        """Write the labels of a clip of source number `which` into a row of a batch.
+
+        Captions, and chance, have no part in it (they have in `answers.Answers.put`).
+        """
+        del captions, rng
         head, columns = self._columns[which]
         batch["head"][row] = head
         batch["target"][row, [columns[tag] for tag in tags]] = 1

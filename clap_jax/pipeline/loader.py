@@ -23,6 +23,7 @@ from absl import logging
 
 from clap_jax.audio import io
 from clap_jax.pipeline import buckets, leftovers
+from clap_jax.pipeline.answers import Answers
 from clap_jax.pipeline.labels import Targets
 from clap_jax.pipeline.ops import (
     Clip,
@@ -57,7 +58,7 @@ def train_dataset(
     workers: int = 0,
     prefetch: int = 4,
     read_together: int = 1,
-    targets: Targets | None = None,
+    targets: Targets | Answers | None = None,
     text_tokens: Sequence[int] = (),
     clip_frames: Sequence[int] = (),
     agree: Callable[[int], int] | None = None,
@@ -77,8 +78,8 @@ def train_dataset(
         ArrayRecord) read a block by one request. Each host and each worker process
         reads the blocks that its own clips are in, so that requests fall by G where
         POOL_BLOCKS * G clips are few beside its part of a batch, or where it is alone.
-    targets: when given, a batch has the labels of clips (see there) in place of `ids`
-        and `mask`, and needs no tokenizer.
+    targets: when given, a batch has the labels of clips, or answers (see there), in
+        place of `ids` and `mask` of captions, and needs no tokenizer.
     text_tokens, clip_frames: lengths of texts below the tokenizer's, and of whole clips
         below that of a training crop; a batch has the shortest that holds all of the
         global batch. See `buckets.Texts`, and `buckets.Fit` for agree.
@@ -149,7 +150,7 @@ class TrainBatches:
         global_batch: int,
         rows: Sequence[int],
         threads: int,
-        targets: Targets | None = None,
+        targets: Targets | Answers | None = None,
     ):
         self.order, self.global_batch = order, global_batch
         self._clips, self._texts, self._targets = clips, texts, targets
@@ -179,7 +180,8 @@ class TrainBatches:
             if self._targets is None:
                 captions.append(draw_caption(source, clip.index, rng))
             else:
-                self._targets.put(batch, row, which, source.tags(clip.index))
+                known = source.tags(clip.index), source.captions(clip.index)
+                self._targets.put(batch, row, which, *known, rng)
             put(batch, row, prepare.example(clip.whole, rng))
             group[row] = group_number(source.name, source.group(clip.index))
         bad = np.array([clip.bad for clip in found])
@@ -213,7 +215,7 @@ class TrainBatches:
 
 
 def batch_fields(
-    prepare: Prepare, text_length: int, targets: Targets | None = None
+    prepare: Prepare, text_length: int, targets: Targets | Answers | None = None
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape (of one row) and dtype of everything in a training batch, by its name."""
     named = {

@@ -90,6 +90,27 @@ class Tokenizer:
             raise ValueError(f"{name} is {text!r}, expected words")
         return self._backend.encode(text).ids
 
+    @property
+    def ending(self) -> tuple[int, ...]:
+        """Ids that end a text: the special tokens behind it, or the end token.
+
+        Raises ValueError for a tokenizer that has neither.
+        """
+        found = self._backend.encode("a")
+        own = [i for i, special in enumerate(found.special_tokens_mask) if not special]
+        behind = tuple(found.ids[own[-1] + 1 :])
+        if behind or self.tokenizer.eos_token_id is not None:
+            return behind or (self.tokenizer.eos_token_id,)
+        raise ValueError("the tokenizer has no end token: set its eos_token")
+
+    def pieces(self, text: str) -> list[int]:
+        """Ids of a text alone, without special tokens, at most L of them."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text that these ids stand for, special tokens included."""
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
     def to_json(self) -> str:
         """All that the ids of a text depend on: equal for equal tokenizers."""
         return self._backend.to_str()

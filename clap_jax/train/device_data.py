@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clap_jax import sharding
+from clap_jax.pipeline.answers import Answers
 from clap_jax.pipeline.labels import Targets
 from clap_jax.pipeline.loader import batch_fields
 from clap_jax.pipeline.ops import Prepare
@@ -21,10 +22,10 @@ def abstract_batch(
     text_length: int,
     batch_size: int,
     mesh: Mesh,
-    targets: Targets | None = None,
+    targets: Targets | Answers | None = None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and shardings of a global batch, B = batch_size; of one with
-    labels in place of captions where there are `targets`."""
+    labels or answers in place of captions where there are `targets`."""
     rows = sharding.batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=rows)
@@ -60,6 +61,9 @@ def noise(abstract: dict[str, jax.ShapeDtypeStruct], vocab_size: int) -> Batch:
                 return jnp.eye(*leaf.shape, dtype=leaf.dtype)
             case "head":
                 return jnp.zeros(leaf.shape, leaf.dtype)
+            case "answer":  # behind a prompt of half the length
+                behind = jnp.arange(leaf.shape[1]) >= leaf.shape[1] // 2
+                return jnp.broadcast_to(behind, leaf.shape)
             case "mask":
                 return jnp.ones(leaf.shape, bool)
             case "bad":

@@ -5,10 +5,9 @@ The same for training, evaluation and resuming.
 
 import dataclasses
 import functools
-import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,15 +22,24 @@ from clap_jax.audio.augment import Augment
 from clap_jax.evals import WITHOUT_TEXTS, Result
 from clap_jax.evals.encode import ModelEncoder
 from clap_jax.losses import contrastive
-from clap_jax.models import zoo
+from clap_jax.models import captioner, zoo
 from clap_jax.models.captioner import CaptionerSpec
 from clap_jax.models.classifier import ClassifierSpec
 from clap_jax.pipeline import loader, order
+from clap_jax.pipeline.answers import Answers
 from clap_jax.pipeline.labels import Targets
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source
 from clap_jax.text import tokenize
-from clap_jax.train import device_data, evaluations, heads, programs, tasks
+from clap_jax.train import (
+    answers,
+    device_data,
+    evaluations,
+    heads,
+    programs,
+    tasks,
+    words,
+)
 from clap_jax.train import starts as starts_lib
 from clap_jax.train import state as state_lib
 
@@ -44,8 +52,12 @@ SIGMOID_BIAS = -10.0
 # Where `--mode=eval` keeps what probes ask for, in the workdir.
 VECTORS = "vectors"
 
-# A tokenizer is trained on at most so many captions of each source.
-TOKENIZER_CAPTIONS = 1_000_000
+# What a run of each task may take its model from (`model: init_from`).
+_MODELS = {
+    "contrastive": (zoo.Spec,),
+    "classify": (zoo.Spec, ClassifierSpec, CaptionerSpec),
+    "answer": (CaptionerSpec,),
+}
 
 
 class Experiment(NamedTuple):
@@ -62,7 +74,7 @@ class Experiment(NamedTuple):
     evaluations: dict[str, evaluations.Evaluation]
     augment: Augment
     starts: list[starts_lib.Start]
-    targets: Targets | None = None  # labels in place of captions
+    targets: Targets | Answers | None = None  # in place of captions
 
     def prepare(self) -> Prepare:
         """What makes training clips."""
@@ -182,7 +194,7 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
     there: the workdir's, or that of `init_from`.
     """
     loss = check(config)
-    classify = config.task.name == "classify"
+    classify, answer = (config.task.name == name for name in ("classify", "answer"))
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(config.train.batch_size, mesh, config.train.accumulate)
     noise = config.data.source == NOISE
@@ -192,6 +204,8 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
         )
     sources = _sources(config) if training and not noise else []
     starts = [] if checkpoint.has_steps(workdir) else starts_lib.load(config)
+    if answer:
+        starts = starts_lib.for_decoder(starts)
     has_steps, texts = checkpoint.has_steps(workdir), _needs_texts(config, training)
     if has_steps and (config.model == starts_lib.MODEL or not (training or texts)):
         spec = convert.read_any_spec(workdir / "spec.json")
@@ -199,20 +213,27 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
         spec = unread_spec(config, starts)
     else:
         spec = _found_spec(config, starts, texts)
-    tokenizer = targets = None
+    clips, tokenizer, targets, asked = [source for source, _ in sources], None, None, []
+    if answer and clips:
+        asked = answers.templates(config)
+        answers.check(clips, asked)
     if classify and training:
-        spec, targets = heads.labelled(config, spec, [source for source, _ in sources])
+        spec, targets = heads.labelled(config, spec, clips)
     elif texts and not noise:
-        clips = [source for source, _ in sources]
-        tokenizer, style = _tokenizer(config, spec, workdir, clips, starts)
+        read = answers.texts(clips, asked) if asked else words.captions(clips)
+        tokenizer, style = words.tokenizer(config, spec, workdir, read, starts)
         vocab_size = tokenizer.vocab_size
         if config.model == starts_lib.MODEL:  # its table may have rows to spare
             vocab_size = max(vocab_size, spec.vocab_size)
         spec = dataclasses.replace(spec, vocab_size=vocab_size, tokenizer_style=style)
-    spec = spec if isinstance(spec, ClassifierSpec) else for_loss(spec, loss)
+    if answer and training:
+        targets = answers.rows(asked, tokenizer, spec)
+    spec = for_loss(spec, loss)
     _where_mels_are_made(config, spec)
     _check_spec(spec, workdir)
     dual, undropped = duals(config, spec)
+    if answer and training and not (noise or has_steps):
+        answers.check_frozen(config, dual, starts)
     # Evaluations with equal settings share what is compiled.
     encoder = functools.cache(
         lambda batch_size, crop_seed, output: ModelEncoder(
@@ -285,10 +306,9 @@ def unread_spec(config: ConfigDict, starts: list[starts_lib.Start]) -> tasks.Spe
     taken to have the `data.vocab_size` entries that it may have at most.
     """
     if config.model == starts_lib.MODEL:
-        if config.task.name == "classify":
-            return starts_lib.spec_of(starts, (zoo.Spec, ClassifierSpec, CaptionerSpec))
-        return starts_lib.spec_of(starts)
-    spec = zoo.get_spec(config.model, config_lib.plain(config.model_overrides))
+        return starts_lib.spec_of(starts, _MODELS[config.task.name])
+    table = captioner if config.task.name == "answer" else zoo
+    spec = table.get_spec(config.model, config_lib.plain(config.model_overrides))
     if spec.tokenizer:
         return spec
     return dataclasses.replace(spec, vocab_size=config.data.vocab_size)
@@ -300,25 +320,26 @@ def _found_spec(
     """The model to evaluate where the workdir has none: that of `init_from`, or what
     the config says, if that has the weights for it.
 
-    texts: whether both towers are needed. Raises ConfigError.
+    texts: whether texts are needed, and so a whole model. Raises ConfigError.
     """
     if not texts and config.model != starts_lib.MODEL:
         return unread_spec(config, starts)
-    found = starts_lib.spec_of(starts, (zoo.Spec, ClassifierSpec))
+    found = starts_lib.spec_of(starts, (zoo.Spec, ClassifierSpec, CaptionerSpec))
     return found if config.model == starts_lib.MODEL else unread_spec(config, starts)
 
 
 def _needs_texts(config: ConfigDict, training: bool) -> bool:
-    """Whether captions are learnt, or any evaluation embeds texts."""
+    """Whether captions are learnt, or any evaluation embeds or writes texts."""
     if config.task.name == "classify":
         return False
     kinds = {section.get("kind") for section in _evals(config).values()}
     return training or bool(kinds - set(WITHOUT_TEXTS))
 
 
-def for_loss(spec: zoo.Spec, loss: contrastive.Options) -> zoo.Spec:
+def for_loss(spec: tasks.Spec, loss: contrastive.Options) -> tasks.Spec:
     """`spec`, with a learned bias where the loss needs one and the model has none."""
-    if loss.name != "sigmoid" or spec.logit_bias_init is not None:
+    pair = isinstance(spec, zoo.Spec)
+    if not pair or loss.name != "sigmoid" or spec.logit_bias_init is not None:
         return spec
     logging.info("sigmoid loss: a learned bias is added, at first %g", SIGMOID_BIAS)
     return dataclasses.replace(spec, logit_bias_init=SIGMOID_BIAS)
@@ -349,7 +370,9 @@ def duals(
 def _sources(config: ConfigDict) -> list[tuple[Source, float]]:
     """Every training source and its weight in the mixture."""
     sources = [
-        evaluations.source_of(section, f"data.sources[{number}]", weighted=True)
+        evaluations.source_of(
+            of_clips(section, config), f"data.sources[{number}]", weighted=True
+        )
         for number, section in enumerate(config.data.sources)
     ]
     if not sources:
@@ -358,6 +381,14 @@ def _sources(config: ConfigDict) -> list[tuple[Source, float]]:
             "only evaluates runs with --mode=eval)"
         )
     return order.mix(sources, config.data.mixture_temperature)
+
+
+def of_clips(section: Any, config: ConfigDict) -> dict[str, Any]:
+    """What an entry of `data.sources` says of clips, without what is asked of them."""
+    kept = dict(config_lib.plain(section))
+    if config.task.name == "answer":
+        kept.pop("task", None)
+    return kept
 
 
 def _where_mels_are_made(config: ConfigDict, spec: tasks.Spec) -> str:
@@ -371,46 +402,6 @@ def _where_mels_are_made(config: ConfigDict, spec: tasks.Spec) -> str:
     if where == "auto":
         return "host" if whole else "device"
     return where
-
-
-def _tokenizer(
-    config: ConfigDict,
-    spec: zoo.Spec,
-    workdir: Path,
-    sources: list[Source],
-    starts: list[starts_lib.Start],
-) -> tuple[tokenize.Tokenizer, str]:
-    """The tokenizer, and the name of its style.
-
-    That of the run's checkpoints; else of `init_from`, of the spec, or a new one.
-    """
-    kept = workdir / "tokenizer"
-    start = starts_lib.tokenizer_folder(starts)
-    length, style = spec.text_length, spec.tokenizer_style
-    if checkpoint.has_steps(workdir) and kept.is_dir():
-        style = zoo.read_spec(workdir / "spec.json").tokenizer_style
-        return tokenize.load(str(kept), length, style), style
-    found = spec.tokenizer if start is None else str(start)
-    if found:
-        return tokenize.load(found, length, style), style
-    starts_lib.check_tokenizer(starts, config.init_pattern)
-    if not sources:
-        raise config_lib.ConfigError(
-            f"there is no tokenizer: neither {workdir} nor init_from has one"
-        )
-    captions = [
-        caption
-        for source in sources
-        for caption in itertools.islice(_captions(source), TOKENIZER_CAPTIONS)
-    ]
-    tokenizer = tokenize.train(captions, config.data.vocab_size, spec.text_length)
-    logging.info("tokenizer: %d entries learnt", tokenizer.vocab_size)
-    return tokenizer, "plain"
-
-
-def _captions(source: Source) -> Iterator[str]:
-    for index in range(len(source)):
-        yield from source.captions(index)
 
 
 def _check_spec(spec: tasks.Spec, workdir: Path) -> None:

@@ -18,11 +18,11 @@ from ml_collections import ConfigDict
 
 from clap_jax import config as config_lib
 from clap_jax.audio import mel
-from clap_jax.models import zoo
 from clap_jax.pipeline import measure, order
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source, build_source, section
 from clap_jax.text import tokenize
+from clap_jax.train import experiment, tasks
 from clap_jax.train import starts as starts_lib
 
 MAX_BATCH = 256
@@ -86,7 +86,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(config: ConfigDict, options: argparse.Namespace) -> measure.Report:
     """Measure the sources of a config."""
-    sources = [_source(section) for section in config.data.sources]
+    sources = [
+        _source(experiment.of_clips(section, config)) for section in config.data.sources
+    ]
     if not sources:
         raise config_lib.ConfigError(
             "data.sources is empty: there is nothing to measure"
@@ -167,13 +169,13 @@ def _source(section: Any) -> tuple[Source, float]:
     return build_source(kind, name, options), weight
 
 
-def _spec(config: ConfigDict) -> zoo.Spec:
-    if config.model == starts_lib.MODEL:
-        return starts_lib.spec_of(starts_lib.load(config))
-    return zoo.get_spec(config.model, config_lib.plain(config.model_overrides))
+def _spec(config: ConfigDict) -> tasks.Spec:
+    from_start = config.model == starts_lib.MODEL
+    starts = starts_lib.load(config) if from_start else []
+    return experiment.unread_spec(config, starts)
 
 
-def _tokenizer(spec: zoo.Spec, sources: list[Source]) -> tokenize.Tokenizer:
+def _tokenizer(spec: tasks.Spec, sources: list[Source]) -> tokenize.Tokenizer:
     """The model's tokenizer; where it cannot be had, or is learnt, one of that length."""
     if spec.tokenizer:
         try:

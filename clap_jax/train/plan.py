@@ -28,8 +28,8 @@ import clap_jax
 from clap_jax import config as config_lib
 from clap_jax import sharding
 from clap_jax.audio.augment import Augment
-from clap_jax.models import zoo
 from clap_jax.train import (
+    answers,
     collectives,
     heads,
     hlo,
@@ -106,8 +106,9 @@ def experiment(config: ConfigDict, topology: Topology) -> Experiment:
     targets = None
     if config.task.name == "classify":
         spec, targets = heads.labelled(config, spec, [])
-    else:
-        spec = experiment_lib.for_loss(spec, loss)
+    elif config.task.name == "answer":
+        targets = answers.rows([], None, spec)
+    spec = experiment_lib.for_loss(spec, loss)
     dual, undropped = experiment_lib.duals(config, spec)
     return Experiment(
         config=config,
@@ -280,7 +281,7 @@ def _describe_program(made: Compiled, topology: Topology) -> dict[str, Any]:
     config, chips = parts.config, parts.mesh.size
     batch_size = config.train.batch_size
     work = roofline.work(program)
-    model = throughput.model_flops(zoo.build(parts.spec), parts.spec, batch_size)
+    model = throughput.model_flops(tasks.build(parts.spec), parts.spec, batch_size)
     hardware = work.flops + work.float32_flops
     found = collectives.find(program, chips, config.mesh.fsdp)
     sent = sum(one.sent_bytes for one in found)

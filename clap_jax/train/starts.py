@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 
 from clap_jax import checkpoint, convert, hub, sharding
 from clap_jax import config as config_lib
+from clap_jax.convert.starts import TowerStart
 from clap_jax.models import zoo
+from clap_jax.models.captioner import CaptionerSpec
 
 # `config.model`, where the model is that of the checkpoint.
 MODEL = "init_from"
@@ -19,7 +21,7 @@ MODEL = "init_from"
 # Published RoBERTa and BERT models come without a pooler, or with one that no loss has
 # trained; without, it starts fresh.
 _MAY_BE_FRESH = "params/text/pooler"
-_TOKENS = "params/text/tokens/embedding"
+_TOKENS = "params/{}/tokens/embedding"
 # Models that were trained with softmax have none.
 _BIAS = "params/logit_bias"
 
@@ -60,17 +62,47 @@ def load(config: ConfigDict) -> list[Start]:
     return starts
 
 
-def tokenizer_folder(starts: Sequence[Start]) -> Path | None:
-    """The tokenizer of the first start that has one."""
-    folders = (start.model.tokenizer for start in starts)
+def for_decoder(starts: Sequence[Start]) -> list[Start]:
+    """The starts as a captioner takes them: a GPT-2 alone becomes its decoder.
+
+    (That of a whole model is a text tower, which has learnt to compare.)
+    """
+    found = []
+    for start in starts:
+        spec = start.model.spec
+        if isinstance(spec, TowerStart) and spec.kind == "gpt2":
+            params = {"decoder": start.model.variables["params"]["text"]}
+            model = dataclasses.replace(
+                start.model,
+                spec=dataclasses.replace(spec, side="decoder"),
+                variables={"params": params, "state": {}},
+            )
+            start = start._replace(model=model)
+        found.append(start)
+    return found
+
+
+def words(spec: Any) -> str:
+    """The part of a model that reads words: "text" or, of a captioner, "decoder"."""
+    return "decoder" if isinstance(spec, CaptionerSpec) else "text"
+
+
+def tokenizer_folder(starts: Sequence[Start], spec: Any) -> Path | None:
+    """The tokenizer of the first start that has one, and words as `spec` has them."""
+    folders = (
+        start.model.tokenizer
+        for start in starts
+        if words(spec) in start.model.variables["params"]
+    )
     return next((folder for folder in folders if folder is not None), None)
 
 
-def check_tokenizer(starts: Sequence[Start], pattern: str) -> None:
+def check_tokenizer(starts: Sequence[Start], pattern: str, spec: Any) -> None:
     """Raise where token embeddings are filled in, and nothing says whose tokens."""
+    table = _TOKENS.format(words(spec))
     for start in starts:
-        has_tokens = _TOKENS in sharding.flatten(start.model.variables)
-        if has_tokens and re.fullmatch(pattern, _TOKENS):
+        has_tokens = table in sharding.flatten(start.model.variables)
+        if has_tokens and re.fullmatch(pattern, table):
             raise config_lib.ConfigError(
                 f"init_from {start.name} has token embeddings, but no tokenizer: put "
                 "its files into a folder, and set model_overrides.tokenizer to it (or "
@@ -86,9 +118,10 @@ def spec_of(starts: Sequence[Start], kinds: tuple[type, ...] = (zoo.Spec,)) -> A
     for start in starts:
         if isinstance(start.model.spec, kinds):
             return start.model.spec
+    wanted = "a captioner" if kinds == (CaptionerSpec,) else "both towers"
     raise config_lib.ConfigError(
-        "init_from names no whole model: name a checkpoint with both towers, or, to "
-        "train, a row of the zoo as the model"
+        f"init_from names no whole model: name a checkpoint with {wanted}, or, to train, "
+        "a row of the zoo as the model"
     )
 
 
@@ -98,7 +131,8 @@ def fill(
     """Replace the leaves that the starts have and `pattern` matches, in their order.
 
     A whole model must have every leaf that matches; one tower every leaf of its side,
-    and where one of the two is a classifier, every leaf of the parts that both have.
+    and where one of the two is a classifier or a captioner, every leaf of the parts
+    that both have.
     Raises CheckpointError that lists those that are missing or of another shape, and
     ValueError where a start has nothing that matches.
     """

@@ -38,6 +38,7 @@ def zero_totals(params: Any) -> dict[str, Mean]:
     names += ["logit_scale"] if "logit_scale_a" in params else []
     names += ["logit_bias"] if "logit_bias" in params else []
     names += head_metrics(params.get("heads", ()))
+    names += ["token_accuracy"] if "decoder" in params else []
     return {name: Mean(jnp.float32(0), jnp.float32(0)) for name in names}
 
 

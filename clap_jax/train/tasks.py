@@ -3,7 +3,8 @@
 A task says how a batch is encoded, what the loss of all encoded rows is, and what is
 logged beside it. The loop, the optimizer, checkpoints and data order do not depend on
 it. Which task a model is for follows from its spec: a pair of towers is trained by
-comparing clips with captions, a classifier by naming the labels of clips.
+comparing clips with captions, a classifier by naming the labels of clips, a captioner
+by writing answers.
 """
 
 import dataclasses
@@ -20,22 +21,23 @@ from clap_jax import sharding
 from clap_jax.audio import augment as augment_lib
 from clap_jax.audio.mel import Frontend
 from clap_jax.evals.encode import sound
-from clap_jax.losses import classes, contrastive
+from clap_jax.losses import classes, contrastive, tokens
 from clap_jax.losses import sharded as losses
 from clap_jax.metrics import Mean
-from clap_jax.models import classifier, zoo
+from clap_jax.models import captioner, classifier, zoo
 from clap_jax.models import dual as dual_lib
+from clap_jax.models.captioner import Captioner, CaptionerSpec
 from clap_jax.models.classifier import Classifier, ClassifierSpec
 from clap_jax.models.dual import Dual
 from clap_jax.models.tower import Sound
 from clap_jax.train import accumulate, heads, optim
 
 Batch = dict[str, jax.Array]
-Spec = zoo.Spec | ClassifierSpec
-Model = Dual | Classifier
+Spec = zoo.Spec | ClassifierSpec | CaptionerSpec
+Model = Dual | Classifier | Captioner
 
 # By `config.task.name`.
-TASKS = ("contrastive", "classify")
+TASKS = ("contrastive", "classify", "answer")
 
 
 class Task(NamedTuple):
@@ -61,7 +63,7 @@ def make(
     augment: augment_lib.Augment,
 ) -> Task:
     """The task that a model with this spec is trained by."""
-    task = classify if isinstance(spec, ClassifierSpec) else contrast
+    task = {ClassifierSpec: classify, CaptionerSpec: answer}.get(type(spec), contrast)
     return task(config, spec, model, mesh, augment)
 
 
@@ -70,23 +72,27 @@ def build(spec: Spec, **compute: Any) -> Model:
 
     Raises ValueError for `token_drop` where there are no tokens.
     """
-    if not isinstance(spec, ClassifierSpec):
+    if isinstance(spec, zoo.Spec):
         return zoo.build(spec, **compute)
     if compute.pop("token_drop", 0.0):
-        raise ValueError("train.token_drop: a classifier has no text tower")
-    return classifier.build(spec, **compute)
+        raise ValueError(f"train.token_drop: {spec.name} has no text tower")
+    made = captioner if isinstance(spec, CaptionerSpec) else classifier
+    return made.build(spec, **compute)
 
 
 def loss_facts(config: ConfigDict, spec: Spec, mesh: Mesh) -> dict[str, Any]:
     """How the loss is made; "reason" is a line for the log."""
-    if not isinstance(spec, ClassifierSpec):
+    if isinstance(spec, zoo.Spec):
         options, reason = choose_loss(config, spec, mesh)
         return dataclasses.asdict(options) | {"reason": reason}
+    smoothing = config.loss.label_smoothing
+    if isinstance(spec, CaptionerSpec):
+        reason = "cross entropy of the tokens of answers, prompts left out"
+        return {"name": "tokens", "label_smoothing": smoothing, "reason": reason}
     named = [
         f"{name} ({head.loss}, {len(head.labels)} classes)"
         for name, head in spec.heads.items()
     ]
-    smoothing = config.loss.label_smoothing
     reason = f"heads on the {spec.features}: {', '.join(named)}"
     return {"name": "classes", "label_smoothing": smoothing, "reason": reason}
 
@@ -244,14 +250,75 @@ def classify(
         found |= {"loss": Mean(total, count), "accuracy": Mean(sum(right), clips)}
         return total / count, found
 
-    def rows(batch: Batch) -> Batch:
-        return {name: batch[name] for name in batch if name not in ("group", "bad")}
-
-    return Task(rows, encode, loss)
+    return Task(_without("group", "bad"), encode, loss)
 
 
 def towers_are_frozen(config: ConfigDict, model: Classifier) -> bool:
     """Whether the optimizer changes nothing but the heads."""
+    rates = sharding.flatten(_rates(config, model))
+    return not any(
+        rate for path, rate in rates.items() if not path.startswith("heads/")
+    )
+
+
+def _rates(config: ConfigDict, model: Model) -> Any:
+    """The rate multiplier of every parameter, as a tree."""
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
-    flat = sharding.flatten(optim.rate_multipliers(config.optim, params))
-    return not any(rate for path, rate in flat.items() if not path.startswith("heads/"))
+    return optim.rate_multipliers(config.optim, params)
+
+
+def _without(*names: str) -> Callable[[Batch], Batch]:
+    """What leaves out the fields `names` of a batch."""
+    return lambda batch: {name: batch[name] for name in batch if name not in names}
+
+
+# --- answer ---------------------------------------------------------------------------
+
+
+def answer(
+    config: ConfigDict,
+    spec: CaptionerSpec,
+    model: Captioner,
+    mesh: Mesh,
+    augment: augment_lib.Augment,
+) -> Task:
+    """The decoder writes what is to be said of a clip, behind a prompt (Pengi).
+
+    The loss is the mean over the tokens of answers and their endings in the batch. What
+    has the rate multiplier 0 is not differentiated; an audio tower with its projection,
+    or a decoder, that is frozen whole runs as in evaluation.
+    Raises ConfigError for mixup: there is no text of two clips.
+    """
+    if augment.mixup_alpha:
+        raise config_lib.ConfigError(
+            f"augment.mixup_alpha is {augment.mixup_alpha}, expected 0 with "
+            "task.name=answer: an answer is about one clip"
+        )
+    rates = _rates(config, model)
+    hears = any(jax.tree.leaves((rates["audio"], rates["audio_projection"])))
+    writes = any(jax.tree.leaves(rates["decoder"]))
+
+    def encode(params: Any, model_state: Any, batch: Batch, key: jax.Array):
+        augment_key, audio_key, text_key = jax.random.split(key, 3)
+        params = jax.tree.map(
+            lambda leaf, rate: leaf if rate else jax.lax.stop_gradient(leaf),
+            params,
+            rates,
+        )
+        variables = {"params": params, "state": model_state}
+        heard, _ = augmented(augment_key, sound(batch, spec.frontend, mesh), augment)
+        (z, _), state = model.encode_audio(variables, heard, train=hears, key=audio_key)
+        ids = batch["ids"]
+        logits = model.token_logits(variables, z, ids, train=writes, key=text_key)
+        found = tokens.token_losses(logits, ids, config.loss.label_smoothing)
+        right = logits.argmax(axis=-1) == ids
+        return found, ({"answer": batch["answer"], "right": right}, state)
+
+    def loss(params: Any, found: jax.Array, rows: dict[str, jax.Array]):
+        del params
+        total, count = tokens.counted(found, rows["answer"])
+        right, _ = tokens.counted(rows["right"].astype(jnp.float32), rows["answer"])
+        means = {"loss": Mean(total, count), "token_accuracy": Mean(right, count)}
+        return total / jnp.maximum(count, 1), means
+
+    return Task(_without("group", "bad", "mask"), encode, loss)

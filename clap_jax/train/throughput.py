@@ -22,6 +22,7 @@ from absl import logging
 
 from clap_jax import chips
 from clap_jax.models import zoo
+from clap_jax.models.captioner import CaptionerSpec
 from clap_jax.models.classifier import ClassifierSpec
 from clap_jax.train.tasks import Model, Spec
 
@@ -40,7 +41,9 @@ def model_flops(
 
     dual: with remat "none", since XLA counts the body of a loop once. text_length,
     clip_frames: of the batch, as `zoo.examples` takes them. For a classifier those of
-    one clip, all parameters trained.
+    one clip, for a captioner of one clip and the L tokens of a prompt with its answer,
+    all parameters trained. (Of frozen ones no gradient is made: a third of their share
+    is then not needed.)
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(dual.init, key)
@@ -51,6 +54,18 @@ def model_flops(
 
         sound = zoo.example_sound(spec.frontend, clip_frames)
         lowered = jax.jit(hear).lower(variables, sound, key)
+        return 3 * lowered.cost_analysis()["flops"]
+
+    if isinstance(spec, CaptionerSpec):
+
+        def write(variables, key, sound, ids):
+            keys = jax.random.split(key)
+            (z, _), _ = dual.encode_audio(variables, sound, train=True, key=keys[0])
+            return dual.token_logits(variables, z, ids, train=True, key=keys[1])
+
+        ids = jax.ShapeDtypeStruct((1, text_length or spec.text_length), jnp.int32)
+        sound = zoo.example_sound(spec.frontend, clip_frames)
+        lowered = jax.jit(write).lower(variables, key, sound, ids)
         return 3 * lowered.cost_analysis()["flops"]
 
     def encode(variables, key, sound, ids, mask):

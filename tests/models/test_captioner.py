@@ -112,3 +112,61 @@ def test_bfloat16(small):
     assert 0 < np.abs(got - want).max() < 0.1 * np.abs(want).max()
     written = jax.jit(half.greedy, static_argnums=2)(variables, prefix, 4)
     assert written.shape == (2, 4)
+
+
+# --- behind a prompt, and in training -------------------------------------------------
+
+
+def test_scores_of_the_tokens_alone(small):
+    model, variables, prefix = small
+    ids = jnp.array([[3, 4, 5, 6], [6, 7, 8, 9]])
+    whole = np.asarray(jax.jit(model.logits)(variables, prefix, ids))
+    found = jax.jit(model.token_logits)(variables, prefix, ids)
+    assert found.shape == (2, 4, 30)
+    np.testing.assert_allclose(found, whole[:, 2:-1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_prompt_changes_what_is_written(small):
+    """What is written is the likeliest token each time, behind prefix and prompt."""
+    model, variables, prefix = small
+    greedy = jax.jit(model.greedy, static_argnums=2)
+    written = []
+    for prompt in ([3, 4], [9, 8]):
+        ids = np.asarray(greedy(variables, prefix, 5, jnp.array(prompt)))
+        row = np.concatenate([np.tile(prompt, (2, 1)), ids], axis=1)
+        scores = jax.jit(model.token_logits)(variables, prefix, row)
+        np.testing.assert_array_equal(np.asarray(scores).argmax(-1)[:, 2:], ids)
+        written.append(ids)
+    assert (written[0] != written[1]).any()
+    none = greedy(variables, prefix, 5, jnp.zeros(0, jnp.int32))
+    np.testing.assert_array_equal(none, greedy(variables, prefix, 5))
+
+
+def test_training_has_chance_and_evaluation_none(small):
+    model, variables, prefix = small
+    ids = jnp.array([[3, 4, 5], [6, 7, 8]])
+    score = jax.jit(
+        lambda key: model.token_logits(variables, prefix, ids, train=True, key=key)
+    )
+    first, again, other = (score(jax.random.key(i)) for i in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
+    mel = np.zeros((2, 128, 64), np.float32)
+    with pytest.raises(ValueError, match="needs a key"):
+        model.token_logits(variables, prefix, ids, train=True)
+    with pytest.raises(ValueError, match="needs a key"):
+        model.encode_audio(variables, mel, train=True)
+
+
+def test_rows_by_their_names():
+    made = captioner.get_spec(
+        "small_answers",
+        {"audio.kind": "conv_transformer", "frontend": "small_16k", "text_length": 9},
+    )
+    assert made.audio == TowerSpec("conv_transformer")
+    assert made.frontend == FRONTENDS["small_16k"] and made.text_length == 9
+    assert made.mapper == captioner.SPECS["small_answers"].mapper
+    with pytest.raises(ValueError, match="unknown captioner 'clapcab'.*'clapcap'"):
+        captioner.get_spec("clapcab")
+    pengi = captioner.SPECS["pengi"]
+    assert (pengi.mapper["depth"], pengi.text_length, pengi.embed_dim) == (4, 77, 1024)
