@@ -23,7 +23,8 @@ from clap_jax import export as export_lib
 from clap_jax.embed import Embedded, read_ahead
 from clap_jax.embed.ahead import BUDGET_BYTES
 from clap_jax.evals import class_embeddings
-from clap_jax.evals.encode import Heard, ModelEncoder
+from clap_jax.evals.encode import ModelEncoder
+from clap_jax.evals.hear import Heard
 from clap_jax.models import classifier, zoo
 from clap_jax.models.classifier import ClassifierSpec
 from clap_jax.text import tokenize

@@ -40,7 +40,7 @@ from jax import export as jax_export
 
 from clap_jax import checkpoint, sharding
 from clap_jax import config as config_lib
-from clap_jax.evals import encode
+from clap_jax.evals import hear
 from clap_jax.models import zoo
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -137,7 +137,7 @@ def programs(spec: zoo.Spec, batch_size: int) -> dict[str, Program]:
 
     def audio(weights: Mapping[str, jax.Array], *heard: jax.Array) -> jax.Array:
         batch = dict(zip(sounds, heard, strict=True))
-        (za, _), _ = dual.encode_audio(_tree(weights), encode.sound(batch, frontend))
+        (za, _), _ = dual.encode_audio(_tree(weights), hear.sound(batch, frontend))
         return za
 
     def text(

@@ -24,36 +24,21 @@ from clap_jax import config as config_lib
 from clap_jax import sharding
 from clap_jax.audio import crop, io
 from clap_jax.audio import frontend as frontend_lib
-from clap_jax.audio.mel import Frontend
+from clap_jax.evals import hear
 from clap_jax.evals import write as write_lib
+from clap_jax.evals.hear import Heard
 from clap_jax.models import spec as spec_lib
 from clap_jax.models import zoo
 from clap_jax.models.captioner import Captioner, CaptionerSpec
 from clap_jax.models.classifier import Classifier, ClassifierSpec
 from clap_jax.models.dual import Dual
-from clap_jax.models.tower import Sound
-from clap_jax.pipeline import buckets, loader
+from clap_jax.pipeline import buckets, once
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source
 from clap_jax.text.tokenize import Tokenizer
 
 # See `ModelEncoder`.
 OUTPUTS = ("vector", "projection", "embedding")
-
-MAX_WHOLE_SECONDS = 300
-"""Models that take whole clips get longer ones in equal parts of at most this length."""
-
-
-class Heard(NamedTuple):
-    """A clip as a model takes it, in n pieces of one shape.
-
-    pieces: "wave" float32 [n, T], or "mel" float32 [n, ...] with "longer" bool [n] or
-        "frames" int32 [n], as in a batch.
-    seconds: float32 [n], how much of the clip each piece holds: its weight in the mean.
-    """
-
-    pieces: dict[str, np.ndarray]
-    seconds: np.ndarray
 
 
 class _Row(NamedTuple):
@@ -183,8 +168,8 @@ class ModelEncoder:
     def protocol(self) -> dict[str, Any]:
         """How clips and texts reach the model, for a result's protocol."""
         said = {
-            "clip": hearing(self.spec.frontend, self._crop_seed),
-            "front_end": front_end(self.spec.frontend),
+            "clip": hear.hearing(self.spec.frontend, self._crop_seed),
+            "front_end": hear.front_end(self.spec.frontend),
         }
         if self._tokenizer is not None:
             words = self.spec.tokenizer or "trained on the captions"
@@ -202,7 +187,7 @@ class ModelEncoder:
         embeddings = np.zeros((len(source), self.width), np.float32)
         kept = np.zeros(len(source), bool)
         whole_clip = self.spec.frontend.whole_clip
-        read = loader.eval_clips if whole_clip else loader.eval_batches
+        read = once.clips_of if whole_clip else once.batches
         parts = read(
             source,
             self._prepare,
@@ -214,7 +199,7 @@ class ModelEncoder:
         for part in parts:
             if whole_clip:
                 clips = [
-                    (int(index), _heard(clip, self.spec.frontend, 1.0))
+                    (int(index), hear.pieces(clip, self.spec.frontend, 1.0))
                     for index, clip in zip(*part, strict=True)
                     if clip is not None
                 ]
@@ -230,14 +215,14 @@ class ModelEncoder:
         """A clip as the model takes it; `audio` as `clap_jax.audio.io.load` does.
 
         One that is longer than the window comes in windows side by side, the last one
-        filled up, or in four views; a whole clip comes whole, up to MAX_WHOLE_SECONDS.
+        filled up, or in four views; a whole clip comes whole, up to `hear.MAX_WHOLE_SECONDS`.
         Raises AudioError.
         """
         frontend = self.spec.frontend
         wave = io.load(audio, frontend.rate_hz, name)
         if frontend.whole_mel:
             clip = self._prepare.example(self._prepare.whole(wave))
-            return _heard(clip, frontend, len(wave) / frontend.rate_hz)
+            return hear.pieces(clip, frontend, len(wave) / frontend.rate_hz)
         if frontend.int16_trip:
             wave = io.quantise(wave)
         samples = frontend.clip_samples
@@ -409,67 +394,6 @@ class ModelEncoder:
         return int(self._gather(np.array([count])).max())
 
 
-def hearing(frontend: Frontend, crop_seed: int | None = None) -> str:
-    """What evaluations hear of a clip, in words."""
-    rate = f"at {frontend.rate_hz} Hz"
-    if frontend.whole_clip:
-        return f"whole clips {rate}, above {MAX_WHOLE_SECONDS} s in equal parts"
-    long = "the middle of longer"
-    if frontend.views > 1:
-        long = "longer ones shrunk and in three fixed windows"
-    if crop_seed is not None:
-        random = {"the middle of longer": "a random window of longer"}
-        long = random.get(long, "longer ones shrunk and in three random windows")
-        long += f" (seed {crop_seed})"
-    short = {"repeat": "repeated", "repeatpad": "repeated whole, then silence"}
-    fill = f"shorter {short.get(frontend.fill, 'with silence')}"
-    return f"{frontend.clip_seconds} s {rate}, {long}, {fill}"
-
-
-def front_end(frontend: Frontend) -> str:
-    """The log-mel in words."""
-    sizes = f"window {frontend.window_samples}, hop {frontend.hop_samples}"
-    bank = f"{frontend.mels} {frontend.bank} mel bands"
-    bands = f"{bank} {frontend.fmin_hz:g}-{frontend.fmax_hz:g} Hz"
-    trip = ", samples through int16" if frontend.int16_trip else ""
-    return f"{bands}, {sizes}, FFT {frontend.n_fft}{trip}"
-
-
-def sound(
-    batch: Mapping[str, jax.Array], frontend: Frontend, mesh: Mesh | None = None
-) -> Sound:
-    """What the audio tower gets of a batch: log-mels in float32, as they came or from
-    waves, int16 or float32, and what is known of their length.
-
-    mesh: that the rows are split over, if they are, inside jit.
-    """
-    if "mel" in batch:
-        mel = batch["mel"].astype(jnp.float32)
-    else:
-        log_mel = partial(frontend_lib.log_mel, frontend=frontend, xp=jnp)
-        if mesh is not None and mesh.size > 1:
-            # The compiler does not split a Fourier transform: every device would get
-            # the waves of all, and transform them all.
-            rows = sharding.batch_sharding(mesh).spec
-            log_mel = jax.shard_map(log_mel, mesh=mesh, in_specs=rows, out_specs=rows)
-        mel = log_mel(batch["wave"])
-    return Sound(mel, batch.get("longer"), batch.get("frames"))
-
-
-def _heard(clip: Mapping[str, Any], frontend: Frontend, seconds: float) -> Heard:
-    """A finished clip (`Prepare.example`) that is `seconds` long."""
-    if not frontend.whole_clip:
-        pieces = {name: np.asarray(value)[None] for name, value in clip.items()}
-        return Heard(pieces, np.array([seconds], np.float32))
-    longest = frontend.frames(round(MAX_WHOLE_SECONDS * frontend.rate_hz))
-    parts = crop.even_parts(clip["mel"], longest)
-    frames = np.array([len(part) for part in parts], np.int32)
-    length, silence = crop.static_length(len(parts[0])), frontend_lib.FLOOR_DB
-    mel = np.stack([crop.pad(part, length, silence) for part in parts])
-    shares = (frames / frames.sum()).astype(np.float32)
-    return Heard({"mel": mel, "frames": frames}, shares * np.float32(seconds))
-
-
 def _encode_audio(
     spec: zoo.Spec | ClassifierSpec | CaptionerSpec,
     dual: Dual | Classifier | Captioner,
@@ -478,7 +402,7 @@ def _encode_audio(
     variables: Any,
     batch: dict[str, jax.Array],
 ) -> jax.Array:
-    (za, aux), _ = dual.encode_audio(variables, sound(batch, spec.frontend, mesh))
+    (za, aux), _ = dual.encode_audio(variables, hear.sound(batch, spec.frontend, mesh))
     return za if output == "vector" else aux[output].astype(jnp.float32)
 
 

@@ -1,4 +1,4 @@
-"""Batches: endless ones for training, padded ones for evaluation.
+"""Batches for training, endless.
 
 Training data is one endless sequence of examples, a function of the seed alone. A global
 batch is the next so many of them, and each host makes its share of it. What is in a batch
@@ -9,11 +9,8 @@ the position in the sequence is all that a checkpoint needs.
 """
 
 import runpy
-import threading
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,9 +18,9 @@ import grain
 import numpy as np
 from absl import logging
 
-from clap_jax.audio import io
 from clap_jax.pipeline import buckets, leftovers
 from clap_jax.pipeline.answers import Answers
+from clap_jax.pipeline.decoder import Decoder, check_shard, put
 from clap_jax.pipeline.labels import Targets
 from clap_jax.pipeline.ops import (
     Clip,
@@ -98,7 +95,7 @@ def train_dataset(
             f"batch_size {batch_size} and prefetch {prefetch} must be 1 or more, "
             f"threads {threads} and workers {workers} 0 or more"
         )
-    _check_shard(shard)
+    check_shard(shard)
     if not prepare.random_crop:
         raise ValueError("training takes a Prepare with random_crop=True")
     names = [source.name for source, _ in sources]
@@ -227,39 +224,9 @@ def batch_fields(
     return prepare.fields | named | rest
 
 
-def put(batch: dict[str, np.ndarray], row: int, example: dict[str, Any]) -> None:
-    """Write one finished clip into its row of a batch."""
-    for name, value in example.items():
-        batch[name][row] = value
-
-
 def group_number(source: str, group: str) -> int:
     """A group as 31 bits; groups of different sources are different groups."""
     return zlib.crc32(f"{source}/{group}".encode()) & 0x7FFFFFFF
-
-
-class Decoder:
-    """Threads that start when first needed; a pickled copy has its own."""
-
-    def __init__(self, threads: int):
-        self._threads = threads
-        self._pool: ThreadPoolExecutor | None = None
-        self._lock = threading.Lock()
-
-    def __reduce__(self):
-        return Decoder, (self._threads,)
-
-    def start(self, function: Callable, *arguments: Any) -> Callable[[], Any]:
-        """Call `function` in a thread; calling what this returns waits for its result.
-
-        Without threads, that is when the function is called.
-        """
-        if not self._threads:
-            return partial(function, *arguments)
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._threads, "decode")
-        return self._pool.submit(function, *arguments).result
 
 
 class TrainDataset(grain.IterDataset):
@@ -361,100 +328,6 @@ class TrainIterator(grain.DatasetIterator):
         if self._inner is not None:
             self._inner.close()
             self._inner = None
-
-
-def eval_batches(
-    source: Source,
-    prepare: Prepare,
-    batch_size: int,
-    shard: tuple[int, int] = (0, 1),
-    threads: int = 4,
-    crop_seed: int | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Every clip once and in order, in full batches, as many on each host.
-
-    batch_size: rows B of this host's batches; shard: (index, count) of the hosts.
-    crop_seed: goes with a Prepare of random crops, for those who evaluate as some
-        references do; a clip's crops depend on this number and the clip's index.
-    Yields `mel` float16 [B, N, F] or `wave` int16 [B, T], `longer` as in training;
-    `index` int32 [B], the clip's, -1 in rows that only fill up; `valid` bool [B], False
-    in those and for clips that cannot be read (zeros, both). A batch is decoded while
-    the one before it is in use.
-    """
-    if prepare.frontend.whole_clip:
-        raise ValueError("whole clips have no common length: use eval_clips")
-    parts = eval_clips(source, prepare, batch_size, shard, threads, crop_seed)
-    return (_eval_batch(prepare, *part) for part in parts)
-
-
-def eval_clips(
-    source: Source,
-    prepare: Prepare,
-    batch_size: int,
-    shard: tuple[int, int] = (0, 1),
-    threads: int = 4,
-    crop_seed: int | None = None,
-) -> Iterator[tuple[np.ndarray, list[dict[str, Any] | None]]]:
-    """Every clip once and in order, as `Prepare.example` gives it, in equal lists.
-
-    Arguments and `index` are those of `eval_batches`; the clips that come with it are
-    None in rows that only fill up and for clips that cannot be read.
-    """
-    if prepare.random_crop != (crop_seed is not None):
-        raise ValueError(
-            "evaluation takes a Prepare with random_crop=False, or else a crop_seed"
-        )
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
-    _check_shard(shard)
-    load = partial(_load, Clips(source, prepare), crop_seed)
-    return _eval_clips(len(source), load, batch_size, shard, threads)
-
-
-def _eval_clips(
-    size: int, load: Callable, batch_size: int, shard: tuple[int, int], threads: int
-) -> Iterator[tuple[np.ndarray, list[dict[str, Any] | None]]]:
-    decoder, pending = Decoder(threads), deque()
-    count = -(-size // (batch_size * shard[1]))
-    for batch in range(count + 1):
-        if batch < count:
-            start = (batch * shard[1] + shard[0]) * batch_size
-            index = np.arange(start, start + batch_size, dtype=np.int32)
-            index[index >= size] = -1
-            pending.append((index, [decoder.start(load, int(i)) for i in index]))
-        if batch > 0:
-            index, results = pending.popleft()
-            yield index, [result() for result in results]
-
-
-def _load(clips: Clips, crop_seed: int | None, index: int) -> dict[str, Any] | None:
-    if index < 0:
-        return None
-    try:
-        whole = clips.load(index)
-    except io.AudioError:
-        return None
-    rng = None if crop_seed is None else example_generator(crop_seed, index)
-    return clips.prepare.example(whole, rng)
-
-
-def _eval_batch(
-    prepare: Prepare, index: np.ndarray, clips: list[dict[str, Any] | None]
-) -> dict[str, np.ndarray]:
-    batch, valid = prepare.blank(len(index)), np.zeros(len(index), bool)
-    for row, clip in enumerate(clips):
-        if clip is not None:
-            put(batch, row, clip)
-            valid[row] = True
-    return batch | {"valid": valid, "index": index}
-
-
-def _check_shard(shard: tuple[int, int]) -> None:
-    index, count = shard
-    if not 0 <= index < count:
-        raise ValueError(
-            f"shard is {shard}, expected (index, count) with index < count"
-        )
 
 
 if __name__ == "__main__":

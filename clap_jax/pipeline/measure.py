@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clap_jax.audio import io
-from clap_jax.pipeline import loader
+from clap_jax.pipeline.decoder import put
 from clap_jax.pipeline.ops import Clips, Prepare, draw_caption, example_generator
 from clap_jax.pipeline.order import POOL_BLOCKS, Order
 from clap_jax.pipeline.sources import Source
@@ -209,7 +209,7 @@ def _time_stages(
         whole, example = clock("mel", _prepared, prepare, wave, rng)
         ids, mask = clock("tokenise", _tokens, sources[which][0], index, tokenizer, rng)
         row = example | {"ids": ids, "mask": mask}
-        clock("batch", loader.put, batch | tokens, clips % size, row)
+        clock("batch", put, batch | tokens, clips % size, row)
         if not began:
             # The first clip pays for what is made once: it is not counted.
             clock, began = _Clock(), time.perf_counter()

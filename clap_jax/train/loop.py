@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from clap_jax import checkpoint, hosts, metrics, sharding
 from clap_jax import config as config_lib
 from clap_jax.checkpoint import Checkpoints
-from clap_jax.evals import Result, encode, report
+from clap_jax.evals import Result, hear, report
 from clap_jax.train import experiment as experiment_lib
 from clap_jax.train import optim, programs, starts, tasks, throughput
 from clap_jax.train import state as state_lib
@@ -267,7 +267,7 @@ def write_report(
         "model": experiment.spec.name,
         **origin,
         "seed": config.train.seed,
-        "clip": encode.hearing(experiment.spec.frontend),
+        "clip": hear.hearing(experiment.spec.frontend),
     }
     # An evaluation of several sources, or of none, is shown without sounds.
     evaluators = {name: experiment.evaluations[name].evaluator for name in results}

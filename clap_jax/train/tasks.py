@@ -20,7 +20,7 @@ from clap_jax import config as config_lib
 from clap_jax import sharding
 from clap_jax.audio import augment as augment_lib
 from clap_jax.audio.mel import Frontend
-from clap_jax.evals.encode import sound
+from clap_jax.evals.hear import sound
 from clap_jax.losses import classes, contrastive, tokens
 from clap_jax.losses import sharded as losses
 from clap_jax.metrics import Mean

@@ -13,7 +13,7 @@ from clap_jax import sharding
 from clap_jax.api import Clap
 from clap_jax.audio import crop, frontend, io, views
 from clap_jax.audio.mel import FRONTENDS
-from clap_jax.evals import encode
+from clap_jax.evals import encode, hear
 from clap_jax.models import zoo
 from clap_jax.models.tower import Sound
 from clap_jax.pipeline import buckets
@@ -184,7 +184,7 @@ def test_a_whole_clip_is_heard_at_its_own_length(models):
 
 
 def test_very_long_clips_are_cut_in_equal_parts(models, monkeypatch):
-    monkeypatch.setattr(encode, "MAX_WHOLE_SECONDS", 1.0)
+    monkeypatch.setattr(hear, "MAX_WHOLE_SECONDS", 1.0)
     model = models["whole"]
     audio = wave(0, 3.3)
     vectors, weights = [], []
@@ -328,17 +328,17 @@ def test_a_bad_clip_is_named(whole_model):
 
 
 def test_what_is_heard_is_said():
-    assert encode.hearing(FRONTENDS["laion_unfused"]) == (
+    assert hear.hearing(FRONTENDS["laion_unfused"]) == (
         "10.0 s at 48000 Hz, the middle of longer, shorter repeated whole, then silence"
     )
-    cropped = encode.hearing(FRONTENDS["laion_unfused"], crop_seed=2)
+    cropped = hear.hearing(FRONTENDS["laion_unfused"], crop_seed=2)
     assert "a random window of longer (seed 2)" in cropped
-    assert "three random windows (seed 2)" in encode.hearing(FUSED.frontend, 2)
-    assert encode.front_end(FRONTENDS["laion_unfused"]) == (
+    assert "three random windows (seed 2)" in hear.hearing(FUSED.frontend, 2)
+    assert hear.front_end(FRONTENDS["laion_unfused"]) == (
         "64 slaney mel bands 50-14000 Hz, window 1024, hop 480, FFT 1024, samples "
         "through int16"
     )
-    assert "three fixed windows" in encode.hearing(FUSED.frontend)
-    assert encode.hearing(WHOLE.frontend) == (
+    assert "three fixed windows" in hear.hearing(FUSED.frontend)
+    assert hear.hearing(WHOLE.frontend) == (
         "whole clips at 8000 Hz, above 300 s in equal parts"
     )

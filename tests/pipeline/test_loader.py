@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 
 from clap_jax.audio import frontend
-from clap_jax.pipeline import loader
+from clap_jax.pipeline import loader, once
 from clap_jax.pipeline import order as order_lib
 from clap_jax.pipeline.manifest import ManifestSource
 from clap_jax.pipeline.ops import Prepare
@@ -442,7 +442,7 @@ def test_all_clips_bad_stops_the_training(train):
 def test_eval_batches_are_full_and_in_order(threads):
     source = TinySource(10, broken={6: np.zeros(0)})
     prepare = Prepare(FRONTEND, random_crop=False)
-    batches = list(loader.eval_batches(source, prepare, 4, threads=threads))
+    batches = list(once.batches(source, prepare, 4, threads=threads))
     assert [batch["index"].tolist() for batch in batches] == [
         *([0, 1, 2, 3], [4, 5, 6, 7]),
         [8, 9, -1, -1],
@@ -459,13 +459,12 @@ def test_eval_batches_are_full_and_in_order(threads):
 def test_every_host_has_as_many_eval_batches():
     source, prepare = TinySource(9), Prepare(FRONTEND, random_crop=False)
     hosts = [
-        list(loader.eval_batches(source, prepare, 2, shard=(host, 4)))
-        for host in range(4)
+        list(once.batches(source, prepare, 2, shard=(host, 4))) for host in range(4)
     ]
     assert {len(batches) for batches in hosts} == {2}
     indices = [batch["index"][batch["valid"]] for host in hosts for batch in host]
     assert sorted(np.concatenate(indices).tolist()) == list(range(9))
-    assert list(loader.eval_batches(TinySource(0), prepare, 2)) == []
+    assert list(once.batches(TinySource(0), prepare, 2)) == []
 
 
 def test_eval_of_int16_waves_gives_the_mels():
@@ -473,7 +472,7 @@ def test_eval_of_int16_waves_gives_the_mels():
     host = Prepare(FRONTEND, random_crop=False)
     device = Prepare(FRONTEND, mel="device", random_crop=False)
     (mels,), (waves,) = (
-        list(loader.eval_batches(source, prepare, 3)) for prepare in (host, device)
+        list(once.batches(source, prepare, 3)) for prepare in (host, device)
     )
     found = frontend.log_mel(frontend.from_int16(waves["wave"]), FRONTEND)
     # 16 bits leave a floor of noise, far below the tone.
@@ -484,6 +483,6 @@ def test_eval_of_int16_waves_gives_the_mels():
 def test_eval_settings():
     prepare = Prepare(FRONTEND, random_crop=False)
     with pytest.raises(ValueError, match="random_crop=False"):
-        loader.eval_batches(TinySource(3), Prepare(FRONTEND), 2)
+        once.batches(TinySource(3), Prepare(FRONTEND), 2)
     with pytest.raises(ValueError, match="batch_size is 0"):
-        loader.eval_batches(TinySource(3), prepare, 0)
+        once.batches(TinySource(3), prepare, 0)

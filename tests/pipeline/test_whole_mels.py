@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clap_jax.audio import crop, frontend, io, views
-from clap_jax.pipeline import loader
+from clap_jax.pipeline import loader, once
 from clap_jax.pipeline.ops import Clips, Prepare, example_generator
 from tests.pipeline.clips import RATE_HZ, TinySource, make_tokenizer, wave
 from tests.pipeline.test_loader import all_same, take
@@ -208,7 +208,7 @@ def test_the_cache_holds_whole_mels(front):
 def test_eval_batches_of_views():
     prepare = Prepare(VIEWS, mel="exact", random_crop=False)
     source = UnequalSource()
-    first, second = loader.eval_batches(source, prepare, 5)
+    first, second = once.batches(source, prepare, 5)
     assert first["longer"].tolist() == [False, False, False, True, True]
     assert second["longer"].tolist() == [False, True, True, False, False]
     assert second["valid"].tolist() == [True, True, True, False, False]
@@ -219,7 +219,7 @@ def test_eval_batches_of_views():
 def test_eval_clips_come_as_long_as_they_are():
     prepare = Prepare(CLIPS, mel="exact", random_crop=False)
     source = UnequalSource(3)
-    parts = list(loader.eval_clips(source, prepare, 2))
+    parts = list(once.clips_of(source, prepare, 2))
     assert [index.tolist() for index, _ in parts] == [[0, 1], [2, -1]]
     found = [clip for _, clips in parts for clip in clips]
     assert found.pop() is None
@@ -228,13 +228,13 @@ def test_eval_clips_come_as_long_as_they_are():
         np.testing.assert_array_equal(clip["mel"], expected)
         assert clip["frames"] == len(expected)
     with pytest.raises(ValueError, match="no common length"):
-        loader.eval_batches(source, prepare, 2)
+        once.batches(source, prepare, 2)
 
 
 def test_a_damaged_clip_is_none():
     prepare = Prepare(CLIPS, mel="exact", random_crop=False)
     source = TinySource(3, broken={1: np.zeros(0)})
-    ((_, clips),) = loader.eval_clips(source, prepare, 3)
+    ((_, clips),) = once.clips_of(source, prepare, 3)
     assert [clip is None for clip in clips] == [False, True, False]
 
 
@@ -243,15 +243,15 @@ def test_random_crops_at_evaluation_are_an_option():
     source, prepare = UnequalSource(), Prepare(VIEWS, mel="exact")
 
     def mels(seed, rows=4):
-        found = loader.eval_batches(source, prepare, rows, crop_seed=seed)
+        found = once.batches(source, prepare, rows, crop_seed=seed)
         return np.concatenate([batch["mel"] for batch in found])
 
     np.testing.assert_array_equal(mels(0), mels(0, rows=8))
     fixed = Prepare(VIEWS, mel="exact", random_crop=False)
-    (batch,) = loader.eval_batches(source, fixed, 8)
+    (batch,) = once.batches(source, fixed, 8)
     other = (mels(0) != mels(1)).any(axis=(1, 2, 3))
     np.testing.assert_array_equal(other, batch["longer"])
     np.testing.assert_array_equal(mels(0)[:, 0], batch["mel"][:, 0])
     for refused, seed in ((prepare, None), (fixed, 0)):
         with pytest.raises(ValueError, match="or else a crop_seed"):
-            loader.eval_batches(source, refused, 4, crop_seed=seed)
+            once.batches(source, refused, 4, crop_seed=seed)

@@ -11,7 +11,7 @@ import pytest
 from clap_jax import config as config_lib
 from clap_jax import sharding
 from clap_jax.audio.augment import Augment
-from clap_jax.evals import encode
+from clap_jax.evals import hear
 from clap_jax.metrics import Mean
 from clap_jax.models import zoo
 from clap_jax.train import optim, tasks
@@ -165,9 +165,9 @@ def test_every_device_hears_its_own_waves_only(batch):
     """The compiler alone would send all waves to all devices for the transform."""
     mesh = sharding.make_mesh()
     waves = sharding.to_global({"wave": with_waves(batch)["wave"]}, mesh)
-    hear = jax.jit(lambda batch: encode.sound(batch, SPEC.frontend, mesh).mel)
+    hear = jax.jit(lambda batch: hear.sound(batch, SPEC.frontend, mesh).mel)
     assert "all-gather" not in hear.lower(waves).compile().as_text()
-    alone = encode.sound(jax.device_get(waves), SPEC.frontend).mel
+    alone = hear.sound(jax.device_get(waves), SPEC.frontend).mel
     np.testing.assert_allclose(hear(waves), alone, atol=1e-3)
 
 
@@ -299,7 +299,7 @@ def test_one_program_for_all_batches(whole_mel):
 def test_what_the_tower_hears(whole_mel):
     """Float32 mels, flags and lengths as they came; those of mixtures are joined."""
     spec, _, batch = whole_mel
-    heard = encode.sound(jax.tree.map(jnp.asarray, batch), spec.frontend)
+    heard = hear.sound(jax.tree.map(jnp.asarray, batch), spec.frontend)
     assert heard.mel.dtype == jnp.float32
     np.testing.assert_array_equal(heard.mel, batch["mel"])
     key, known = jax.random.key(3), "longer" if spec.frontend.views > 1 else "frames"

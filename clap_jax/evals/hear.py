@@ -1,0 +1,92 @@
+"""How sounds reach a model: what it hears of a clip, in arrays and in words."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from clap_jax import sharding
+from clap_jax.audio import crop
+from clap_jax.audio import frontend as frontend_lib
+from clap_jax.audio.mel import Frontend
+from clap_jax.models.tower import Sound
+
+MAX_WHOLE_SECONDS = 300
+"""Models that take whole clips get longer ones in equal parts of at most this length."""
+
+
+class Heard(NamedTuple):
+    """A clip as a model takes it, in n pieces of one shape.
+
+    pieces: "wave" float32 [n, T], or "mel" float32 [n, ...] with "longer" bool [n] or
+        "frames" int32 [n], as in a batch.
+    seconds: float32 [n], how much of the clip each piece holds: its weight in the mean.
+    """
+
+    pieces: dict[str, np.ndarray]
+    seconds: np.ndarray
+
+
+def hearing(frontend: Frontend, crop_seed: int | None = None) -> str:
+    """What evaluations hear of a clip, in words."""
+    rate = f"at {frontend.rate_hz} Hz"
+    if frontend.whole_clip:
+        return f"whole clips {rate}, above {MAX_WHOLE_SECONDS} s in equal parts"
+    long = "the middle of longer"
+    if frontend.views > 1:
+        long = "longer ones shrunk and in three fixed windows"
+    if crop_seed is not None:
+        random = {"the middle of longer": "a random window of longer"}
+        long = random.get(long, "longer ones shrunk and in three random windows")
+        long += f" (seed {crop_seed})"
+    short = {"repeat": "repeated", "repeatpad": "repeated whole, then silence"}
+    fill = f"shorter {short.get(frontend.fill, 'with silence')}"
+    return f"{frontend.clip_seconds} s {rate}, {long}, {fill}"
+
+
+def front_end(frontend: Frontend) -> str:
+    """The log-mel in words."""
+    sizes = f"window {frontend.window_samples}, hop {frontend.hop_samples}"
+    bank = f"{frontend.mels} {frontend.bank} mel bands"
+    bands = f"{bank} {frontend.fmin_hz:g}-{frontend.fmax_hz:g} Hz"
+    trip = ", samples through int16" if frontend.int16_trip else ""
+    return f"{bands}, {sizes}, FFT {frontend.n_fft}{trip}"
+
+
+def sound(
+    batch: Mapping[str, jax.Array], frontend: Frontend, mesh: Mesh | None = None
+) -> Sound:
+    """What the audio tower gets of a batch: log-mels in float32, as they came or from
+    waves, int16 or float32, and what is known of their length.
+
+    mesh: that the rows are split over, if they are, inside jit.
+    """
+    if "mel" in batch:
+        mel = batch["mel"].astype(jnp.float32)
+    else:
+        log_mel = partial(frontend_lib.log_mel, frontend=frontend, xp=jnp)
+        if mesh is not None and mesh.size > 1:
+            # The compiler does not split a Fourier transform: every device would get
+            # the waves of all, and transform them all.
+            rows = sharding.batch_sharding(mesh).spec
+            log_mel = jax.shard_map(log_mel, mesh=mesh, in_specs=rows, out_specs=rows)
+        mel = log_mel(batch["wave"])
+    return Sound(mel, batch.get("longer"), batch.get("frames"))
+
+
+def pieces(clip: Mapping[str, Any], frontend: Frontend, seconds: float) -> Heard:
+    """A finished clip (`Prepare.example`) that is `seconds` long."""
+    if not frontend.whole_clip:
+        pieces = {name: np.asarray(value)[None] for name, value in clip.items()}
+        return Heard(pieces, np.array([seconds], np.float32))
+    longest = frontend.frames(round(MAX_WHOLE_SECONDS * frontend.rate_hz))
+    parts = crop.even_parts(clip["mel"], longest)
+    frames = np.array([len(part) for part in parts], np.int32)
+    length, silence = crop.static_length(len(parts[0])), frontend_lib.FLOOR_DB
+    mel = np.stack([crop.pad(part, length, silence) for part in parts])
+    shares = (frames / frames.sum()).astype(np.float32)
+    return Heard({"mel": mel, "frames": frames}, shares * np.float32(seconds))
