@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clap_jax.audio import io
+from clap_jax.pipeline import loader
 from clap_jax.pipeline.decoder import put
 from clap_jax.pipeline.ops import Clips, Prepare, draw_caption, example_generator
 from clap_jax.pipeline.order import POOL_BLOCKS, Order
