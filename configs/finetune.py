@@ -15,8 +15,9 @@ freeze: only the head learns, and the towers run as in evaluation. hidden: width
 head's layers before the last, as 1024 or 512x512. decay: every block has so much of the
 rate of the one above it. mixup: alpha of Beta(alpha, alpha). recipe:
 
-* own: AdamW, rate 1e-3 from scratch and 3e-4 from a checkpoint with decay 0.75, cosine,
-  label smoothing 0.1, strong augmentation with mixup.
+* own: AdamW, rate 1e-3 from scratch; from a checkpoint 3e-4 with decay 0.75, and 3e-3
+  for the head, which alone is fresh; cosine, label smoothing 0.1, strong augmentation
+  with mixup.
 * laion: LAION-CLAP's, `evaluate/eval_linear_probe.py` and scripts: Adam 1e-4, batch 160
   (on each of their 24 GPUs), 100 epochs, cosine without warm-up, no decay; `freeze` is
   their `--lp-freeze`, `hidden=1024` their `--lp-mlp`, `mixup=0.5` their `--mixup`.
@@ -94,6 +95,8 @@ def set_recipe(config, options):
         config.train.ema_decay = 0.99
         config.loss.label_smoothing = 0.1
         config.optim.learning_rate = 3e-4 if options.init else 1e-3
+        if options.init:
+            config.optim.lr_multipliers = (("heads/.*", 10.0), (".*", 1.0))
         config.optim.layer_decay = options.decay or (0.75 if options.init else 1.0)
         config.optim.warmup_percent = 5.0
         config.augment = {
