@@ -409,6 +409,17 @@ def test_a_source_that_changes_meanwhile_is_noticed(table, tmp_path):
         shards.pack(plan, 0)
 
 
+def test_a_table_that_changes_between_runs_is_read_again(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.wav").write_bytes(broken.encoded(wave(1)))
+    rows, out = tmp_path / "rows.csv", tmp_path / "out"
+    rows.write_text("path,caption\na.wav,a\n")
+    assert main([str(rows), str(out)]) == 0
+    rows.write_text("path,caption\na.wav,a\nb.wav,b\n")
+    assert main([str(rows), str(out)]) == 1
+    assert "holds shards of other clips" in capsys.readouterr().err
+
+
 def test_a_store(table, tmp_path):
     """OUT by URL: the same bytes, and what is there is kept."""
     import fsspec
