@@ -10,6 +10,8 @@ from clap_jax import remote
 from clap_jax.pipeline import array_record, manifest, order, sources, tables, tars
 from clap_jax.pipeline.sources import Source
 
+_KEPT_LISTINGS = 64
+
 RATE_COLUMNS = ("sample_rate", "rate_hz", "sampling_rate", "sample_rate_hz")
 
 
@@ -56,9 +58,8 @@ class Listing:
                 name = part.id(index)
                 if name in seen:
                     reason = "another clip has this id"
-                    self.rejected.append(
-                        Rejected(name, part.description(), "duplicate_id", reason)
-                    )
+                    row = Rejected(name, part.description(), "duplicate_id", reason)
+                    self.rejected.append(row)
                 elif name in exclude:
                     self.excluded += 1
                 else:
@@ -88,9 +89,10 @@ class Listing:
         return self._rates_hz.get(self.id(index), 0.0)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=_KEPT_LISTINGS)
 def read(query: Query) -> Listing:
-    """List the clips that a query means; each process does it once.
+    """List the clips that a query means; a process does it once in a run (`cache_clear`
+    begins another).
 
     Raises what the source raises when nothing can be used.
     """

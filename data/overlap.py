@@ -1,8 +1,6 @@
 """Find training clips that are also in evaluation sets: python -m data.overlap."""
 
-import csv
 import functools
-import io
 import json
 import os
 import re
@@ -11,12 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from clap_jax import remote
 from clap_jax.cli import Parser, fail
 from clap_jax.pipeline import order, tables
-from data import jobs, landmarks, listing, pack
+from data import jobs, listing, pack, report
 from data.search import (
     BLOCK_CLIPS,
     VERSION,
@@ -24,7 +20,9 @@ from data.search import (
     Search,
     blocks,
     find_block,
+    forget,
     index_block,
+    merge_index,
 )
 
 DESCRIPTION = """Find the clips of TRAIN that are also in an evaluation set: under the same
@@ -111,6 +109,7 @@ def find(
     the sources raise when nothing of them can be used, and JobError.
     """
     started, key = time.monotonic(), id_key(ids)
+    forget()
     train_list, eval_lists = listing.read(train), [listing.read(q) for q in evals]
     digests = [clip_list.digest for clip_list in (train_list, *eval_lists)]
     name = order.digest([VERSION, BLOCK_CLIPS, *digests])
@@ -129,7 +128,7 @@ def find(
         workers,
         flags,
     )
-    unheard = _merge_index(search, counts[0])
+    unheard = merge_index(search, counts[0])
     _do(
         search, "hits", functools.partial(find_block, search), counts[1], workers, flags
     )
@@ -164,22 +163,6 @@ def _do(
         jobs.run(function, todo, workers, flags)
 
 
-def _merge_index(search: Search, count: int) -> list[list[str]]:
-    """Write the whole index; returns which clips of it could not be heard."""
-    parts, unheard = [], []
-    for block in range(count):
-        content = io.BytesIO(remote.read(search.part("index", block)))
-        with np.load(content, allow_pickle=False) as arrays:
-            fields = landmarks.Index._fields
-            parts.append(landmarks.Index(*(arrays[field] for field in fields)))
-            unheard += json.loads(arrays["unheard"].tobytes())
-    whole = landmarks.joined(parts)
-    file = io.BytesIO()
-    np.save(file, np.stack([whole.hashes.view(np.int32), whole.clips, whole.frames]))
-    remote.write(search.index, file.getvalue())
-    return unheard
-
-
 def _write(
     out: str,
     train_list: listing.Listing,
@@ -188,7 +171,7 @@ def _write(
     unheard: list[list[str]],
 ) -> dict[str, Any]:
     gone = list(dict.fromkeys(hit.id for hit in hits))
-    report = {
+    done = {
         "train": train_list.description,
         "train_clips": len(train_list),
         "against": [clip_list.description for clip_list in eval_lists],
@@ -198,20 +181,18 @@ def _write(
         "excluded_clips": len(gone),
         "unheard_clips": len(unheard),
     }
-    lines = [
-        f"{name:<16} {value}" for name, value in report.items() if name != "against"
-    ]
-    lines += [f"{'against':<16} {text}" for text in report["against"]]
+    lines = [f"{name:<16} {value}" for name, value in done.items() if name != "against"]
+    lines += [f"{'against':<16} {text}" for text in done["against"]]
     files = {
-        "hits.csv": _csv(HIT_COLUMNS, hits),
+        "hits.csv": report.as_csv(HIT_COLUMNS, hits),
         "exclude.txt": "".join(f"{name}\n" for name in gone),
-        "unheard.csv": _csv(("id", "path", "reason"), unheard),
-        "report.json": json.dumps(report, indent=1, ensure_ascii=False) + "\n",
+        "unheard.csv": report.as_csv(("id", "path", "reason"), unheard),
+        "report.json": json.dumps(done, indent=1, ensure_ascii=False) + "\n",
         "report.txt": "\n".join(lines) + "\n",
     }
     for name, content in files.items():
         remote.write(remote.join(out, name), content.encode())
-    return report
+    return done
 
 
 def make_parser() -> Parser:
@@ -253,14 +234,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             .rstrip()
         ),
     )
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return file.getvalue()
 
 
 if __name__ == "__main__":

@@ -179,6 +179,7 @@ def pack(
         raise shards.PackError(
             f"{out} lies within {wanted.path}: pack into another folder"
         )
+    listing.read.cache_clear()
     clip_list = listing.read(wanted)
     if not len(clip_list):
         raise shards.PackError(f"{wanted.path}: no clip is left to be packed")

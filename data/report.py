@@ -42,8 +42,8 @@ def write(
     }
     rows = ((r.id, r.path, r.reason, r.kind) for r in rejected)
     files = {
-        REJECTS: _csv(("id", "path", "reason", "kind"), rows),
-        DUPLICATES: _csv(("id", "same_as", "same"), same),
+        REJECTS: as_csv(("id", "path", "reason", "kind"), rows),
+        DUPLICATES: as_csv(("id", "same_as", "same"), same),
         DUPLICATE_IDS: "".join(f"{row[0]}\n" for row in same),
         "report.json": json.dumps(report, indent=1, ensure_ascii=False) + "\n",
         "report.txt": text(report) + "\n",
@@ -88,7 +88,8 @@ def text(report: dict[str, Any]) -> str:
     return "\n".join(f"{name:<18} {value}".rstrip() for name, value in rows)
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as the text of a CSV file."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)

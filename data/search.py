@@ -112,6 +112,22 @@ def index_block(search: Search, block: int) -> None:
     remote.write(search.part("index", block), file.getvalue())
 
 
+def merge_index(search: Search, count: int) -> list[list[str]]:
+    """Write the whole index of so many blocks; returns which clips of it could not be heard."""
+    parts, unheard = [], []
+    for block in range(count):
+        content = io.BytesIO(remote.read(search.part("index", block)))
+        with np.load(content, allow_pickle=False) as arrays:
+            fields = landmarks.Index._fields
+            parts.append(landmarks.Index(*(arrays[field] for field in fields)))
+            unheard += json.loads(arrays["unheard"].tobytes())
+    whole = landmarks.joined(parts)
+    file = io.BytesIO()
+    np.save(file, np.stack([whole.hashes.view(np.int32), whole.clips, whole.frames]))
+    remote.write(search.index, file.getvalue())
+    return unheard
+
+
 @functools.lru_cache(maxsize=1)
 def _index(path: str) -> landmarks.Index:
     """The whole index; processes of one machine share its memory."""
@@ -126,6 +142,12 @@ def _index(path: str) -> landmarks.Index:
 def _eval_wave(search: Search, number: int) -> np.ndarray:
     which, place = _eval_clip(search, number)
     return _wave(listing.read(search.evals[which]), place)
+
+
+def forget() -> None:
+    """Begin a run: nothing is taken from what this process read before."""
+    for function in (listing.read, _index, _eval_wave):
+        function.cache_clear()
 
 
 def find_block(search: Search, block: int) -> None:

@@ -6,6 +6,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from clap_jax.pipeline import tables
 from clap_jax.pipeline.manifest import (
     ManifestError,
     ManifestSource,
@@ -227,3 +228,48 @@ def test_build_source(sounds):
         build_source("manifst", "mine", {})
     with pytest.raises(ValueError, match="option 'path' is missing"):
         build_source("manifest", "mine", {})
+
+
+def test_exclude_leaves_listed_ids_out(tmp_path):
+    table = write_table(tmp_path, 4)
+    (tmp_path / "ids.txt").write_text("\ufeff1.flac\n\n 3.flac \nunknown\n", "utf-8")
+    source = ManifestSource(table, exclude=str(tmp_path / "ids.txt"))
+    assert [source.id(i) for i in range(len(source))] == ["0.flac", "2.flac"]
+    assert source.digest() != ManifestSource(table).digest()
+
+
+def test_exclude_takes_all_rows_of_a_clip(tmp_path):
+    write_table(tmp_path, 2)
+    rows = ["id,path,caption", "a,0.flac,one", "b,0.flac,two", "c,1.flac,three"]
+    (tmp_path / "rows.csv").write_text("\n".join(rows))
+    (tmp_path / "ids.txt").write_text("a")
+    options = {"exclude": str(tmp_path / "ids.txt")}
+    merged = ManifestSource(tmp_path / "rows.csv", merge_rows=True, **options)
+    assert [merged.id(i) for i in range(len(merged))] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"0.flac\n1.flac", "all 2 rows are listed in"), (b"\xff", "is not UTF-8 text")],
+)
+def test_exclude_is_checked(tmp_path, content, message):
+    table = write_table(tmp_path, 2)
+    (tmp_path / "ids.txt").write_bytes(content)
+    with pytest.raises(ManifestError, match=message):
+        ManifestSource(table, exclude=str(tmp_path / "ids.txt"))
+
+
+def test_rows_that_cannot_be_read_may_be_left_out(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"path,caption\na.wav,a\nb.wav\nc.wav,Gl\xf6ck\nd.wav,d\n")
+    left_out = []
+    table = tables.read(path, left_out)
+    assert table.columns == {"path": ["a.wav", "d.wav"], "caption": ["a", "d"]}
+    assert table.lines == [2, 5]
+    assert [(p.line, p.reason) for p in left_out] == [
+        (3, "1 fields, but the header has 2"),
+        (4, "is not UTF-8 text"),
+    ]
+    path.write_bytes(b"path,caption\nb.wav\n")
+    with pytest.raises(ManifestError, match="line 2: 1 fields"):
+        tables.read(path, [])
