@@ -142,6 +142,10 @@ def prepare(
     if settings.encoding != "as_is":
         sound = _converted(sound, settings)
         encoded, seconds = _encoded(sound, settings.encoding), sound.seconds
+    try:
+        audio_io.read(encoded, "what was packed")  # as training does
+    except audio_io.AudioError as error:
+        raise Reject("not_readable", str(error)) from None
     first = hashlib.blake2b(content or encoded, digest_size=16)
     return Packed(encoded, seconds, first.hexdigest(), samples.hexdigest())
 

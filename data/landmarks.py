@@ -55,10 +55,6 @@ class Landmarks(NamedTuple):
     hashes: np.ndarray
     frames: np.ndarray
 
-    @property
-    def seconds(self) -> np.ndarray:
-        return self.frames * (HOP_SAMPLES / RATE_HZ)
-
 
 def landmarks(wave: np.ndarray) -> Landmarks:
     """Landmarks of a mono wave, float32 [t] at RATE_HZ; none where nothing sounds."""

@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = clips.Settings(**chosen)
         wanted = query(known.source, known.kind, known.options, known.exclude)
         _check_numbers(known)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         fail(str(error), status=2)
     return reported(
         lambda: pack(

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from clap_jax.pipeline import array_record
 from clap_jax.pipeline.array_record import ArrayRecordSource
 from clap_jax.pipeline.manifest import ManifestSource
 from clap_jax.pipeline.sources import build_source
-from data import clips, listing, shards
+from data import clips, jobs, listing, shards
 from data.pack import main, pack
 from tests.conftest import REPOSITORY
 from tests.data import broken
@@ -407,6 +408,23 @@ def test_a_source_that_changes_meanwhile_is_noticed(table, tmp_path):
     plan = shards.Plan(wanted, clips.Settings(), str(tmp_path), 1, 20, "other", 0)
     with pytest.raises(shards.PackError, match="esc10.csv changed since packing began"):
         shards.pack(plan, 0)
+
+
+def test_a_shard_is_read_back_before_it_gets_its_name(table, tmp_path, monkeypatch):
+    """A disk that loses a bit between writing and reading."""
+    read = array_record.ArrayRecordSource.__getitem__
+
+    def damaged(source, index):
+        example = read(source, index)
+        audio = bytearray(example["audio"])
+        audio[100] ^= index == 3
+        return example | {"audio": bytes(audio)}
+
+    monkeypatch.setattr(array_record.ArrayRecordSource, "__getitem__", damaged)
+    out = tmp_path / "out"
+    with pytest.raises(jobs.JobError, match="reads back with other clips than were"):
+        pack(query("manifest", table), clips.Settings(), str(out))
+    assert shard_files(out) == {} and not list((out / "parts").glob("unfinished*"))
 
 
 def test_a_table_that_changes_between_runs_is_read_again(tmp_path, capsys):
