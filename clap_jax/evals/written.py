@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from clap_jax.evals import scores
 from clap_jax.evals.base import Encoder, Result, encode_audio
+from clap_jax.evals.classify import measured
 from clap_jax.pipeline import answers as answers_lib
 from clap_jax.pipeline import labels as labels_lib
 from clap_jax.text import prompts
@@ -95,10 +95,8 @@ class WrittenAnswers:
                 [(prompt, self.template.write([name], [""])[1]) for name in self.labels]
             )
             found = encoder.answer_scores(z, rows.ids, rows.answer)
-            measured, arrays = scores.classification(
-                found, self.targets[clips], self.multi_label
-            )
-            metrics |= {f"label_{name}": value for name, value in measured.items()}
+            own, arrays = measured(found, self.targets[clips], self.multi_label)
+            metrics |= {f"label_{name}": value for name, value in own.items()}
         examples = [
             {
                 "id": self.source.id(clip),

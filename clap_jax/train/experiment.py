@@ -333,7 +333,7 @@ def _needs_texts(config: ConfigDict, training: bool) -> bool:
     if config.task.name == "classify":
         return False
     kinds = {section.get("kind") for section in _evals(config).values()}
-    return training or bool(kinds - set(WITHOUT_TEXTS))
+    return training or not kinds or bool(kinds - set(WITHOUT_TEXTS))
 
 
 def for_loss(spec: tasks.Spec, loss: contrastive.Options) -> tasks.Spec:
