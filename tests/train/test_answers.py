@@ -339,8 +339,8 @@ def test_its_encoder_starts_a_contrastive_run(whole, tmp_path):
 
 def test_a_captioner_goes_on_as_it_is(whole, tmp_path):
     """`model=init_from`: its spec, its words, and every weight."""
-    config = run_config(model="init_from", init_from=str(whole[0]))
-    config.model_overrides = {}
+    config = run_config(init_from=str(whole[0]))
+    config.model, config.model_overrides = "init_from", {}
     config.optim.lr_multipliers = FROZEN  # it is filled, and may be frozen
     built = experiment.build(config, tmp_path)
     assert built.spec == convert.read_any_spec(whole[0] / "spec.json")
