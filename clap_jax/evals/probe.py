@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clap_jax import config as config_lib
-from clap_jax.evals import recipes, vectors
+from clap_jax.evals import recipes
 from clap_jax.evals.base import Encoder, Result, encode_audio
 from clap_jax.evals.classify import measured
 from clap_jax.evals.recipes import Recipe
@@ -184,6 +184,8 @@ class Probe:
 
     def _encode(self, encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
         """Vectors float32 [k, D] of the clips that could be read, and their positions."""
+        from clap_jax.evals import vectors  # jax, which compare and report do without
+
         rows, positions, start = [], [], 0
         for source in self.parts.values():
             kept = _Kept(vectors.cached(encoder, source, self.cache_folder))
@@ -200,6 +202,8 @@ class Probe:
         self, x: np.ndarray, targets: np.ndarray, part_of: np.ndarray, tested: str
     ) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, Any]]:
         """Metrics and arrays of one tested part, and what was done for it."""
+        from clap_jax.evals import fitting
+
         loss = "bce" if self.multi_label else "ce"
         held_out = np.isin(part_of, [tested, *self.test])
         if not (part_of == tested).any() or held_out.all():
@@ -210,16 +214,18 @@ class Probe:
             held, words = self._validation(targets, part_of, tested, ~held_out)
             strength = self._choose(x, targets, ~held_out & ~held, held, loss)
             facts |= {"validation": words, "strength": strength}
-        head = recipes.fit(self.recipe, x, targets, ~held_out, loss, strength)
+        head = fitting.fit(self.recipe, x, targets, ~held_out, loss, strength)
         own = part_of == tested
         metrics, arrays = measured(head.scores(x[own]), targets[own], self.multi_label)
         return metrics, arrays, facts | {"test_clips": int(own.sum())}
 
     def _choose(self, x, targets, train, held, loss) -> float:
         """The strength that is best on validation clips; of equals the strongest."""
+        from clap_jax.evals import fitting
+
         best, chosen = -1.0, 0.0
         for strength in sorted(self.recipe.strengths, reverse=True):
-            head = recipes.fit(self.recipe, x, targets, train, loss, strength)
+            head = fitting.fit(self.recipe, x, targets, train, loss, strength)
             scores = head.scores(x[held])
             metrics, _ = measured(scores, targets[held], self.multi_label)
             value = metrics["mAP" if self.multi_label else "acc"]

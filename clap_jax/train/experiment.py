@@ -209,7 +209,7 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
     has_steps, texts = checkpoint.has_steps(workdir), _needs_texts(config, training)
     if has_steps and (config.model == starts_lib.MODEL or not (training or texts)):
         spec = convert.read_any_spec(workdir / "spec.json")
-    elif training:
+    elif training or has_steps:
         spec = unread_spec(config, starts)
     else:
         spec = _found_spec(config, starts, texts)

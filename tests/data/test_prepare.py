@@ -231,7 +231,12 @@ def test_from_published_layouts_to_batches_and_evaluators(tmp_path, monkeypatch)
     )
     labels, captions = section("sesa", "all"), section("clotho", "evaluation")
     config.evals = {
-        "sesa": {"kind": "zeroshot", "source": labels, "templates": "{}"},
+        "sesa": {
+            "kind": "zeroshot",
+            "source": labels,
+            "templates": "{}",
+            "compared_templates": (),
+        },
         "clotho": {"kind": "retrieval", "source": captions},
     }
     config.checkpoint.best_metric = ""

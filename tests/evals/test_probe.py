@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from clap_jax.evals import build_evaluator, recipes, vectors
+from clap_jax.evals import build_evaluator, fitting, recipes, vectors
 from clap_jax.evals.classify import HeadScores
 from clap_jax.evals.probe import Probe
 from clap_jax.models import classifier
@@ -73,13 +73,13 @@ def test_cross_validation_tests_every_part_with_a_head_of_the_others():
 
 def test_who_learns_chooses_and_is_tested(monkeypatch):
     """Fits on the way to a fixed test part: none ever sees a clip of it."""
-    seen, original = [], recipes.fit
+    seen, original = [], fitting.fit
 
     def fit(recipe, x, targets, train, *rest):
         seen.append(train)
         return original(recipe, x, targets, train, *rest)
 
-    monkeypatch.setattr(recipes, "fit", fit)
+    monkeypatch.setattr(fitting, "fit", fit)
     probe = Probe(
         parts("train", "validation", "test"), test=("test",), validation="validation"
     )

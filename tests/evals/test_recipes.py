@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from clap_jax.evals import recipes
+from clap_jax.evals import fitting
 from clap_jax.evals.recipes import RECIPES, Recipe
 
 RNG = np.random.default_rng(0)
@@ -23,7 +23,7 @@ def standardised():
 
 @pytest.mark.parametrize("strength", [1e-3, 1e-1])
 def test_the_optimum_is_scikit_learns(strength):
-    head = recipes.fit(RECIPES["linear"], VECTORS, TARGETS, TRAIN, "ce", strength)
+    head = fitting.fit(RECIPES["linear"], VECTORS, TARGETS, TRAIN, "ce", strength)
     x = standardised()
     other = LogisticRegression(C=1 / (strength * TRAIN.sum()), tol=1e-10, max_iter=9999)
     other.fit(x[TRAIN], TRUTH[TRAIN])
@@ -35,7 +35,7 @@ def test_the_optimum_is_scikit_learns(strength):
 def test_the_optimum_of_sigmoids_is_scikit_learns():
     """Its mean over classes makes the penalty of each class so many times stronger."""
     targets = np.stack([VECTORS[:, 0] > 0, VECTORS[:, 1] + VECTORS[:, 2] > 0.5], 1)
-    head = recipes.fit(RECIPES["linear"], VECTORS, targets, TRAIN, "bce", 1e-2)
+    head = fitting.fit(RECIPES["linear"], VECTORS, targets, TRAIN, "bce", 1e-2)
     shares, x = 1 / (1 + np.exp(-head.scores(VECTORS))), standardised()
     for column in range(2):
         other = LogisticRegression(C=1 / (2e-2 * TRAIN.sum()), tol=1e-10, max_iter=9999)
@@ -55,14 +55,14 @@ def test_adam_learns_with_hidden_layers_and_the_same_twice():
         batch_size=16,
     )
     first, second = (
-        recipes.fit(recipe, VECTORS, TARGETS, TRAIN, "ce", 0.0) for _ in range(2)
+        fitting.fit(recipe, VECTORS, TARGETS, TRAIN, "ce", 0.0) for _ in range(2)
     )
     np.testing.assert_array_equal(first.scores(VECTORS), second.scores(VECTORS))
     right = first.scores(VECTORS[~TRAIN]).argmax(1) == TRUTH[~TRAIN]
     assert right.mean() > 0.7
     # Nothing is learnt from the clips that are held out.
     other = np.where(TRAIN[:, None], VECTORS, 99.0).astype(np.float32)
-    third = recipes.fit(recipe, other, TARGETS, TRAIN, "ce", 0.0)
+    third = fitting.fit(recipe, other, TARGETS, TRAIN, "ce", 0.0)
     np.testing.assert_allclose(third.scores(VECTORS), first.scores(VECTORS), rtol=1e-5)
 
 

@@ -220,7 +220,7 @@ def test_build_evaluator():
     source = FakeSource([["a"], ["b"]], tags=[["x"], ["y"]])
     built = build_evaluator("retrieval", source, {"protocol": "one_to_one"})
     assert isinstance(built, Retrieval) and built.protocol == "one_to_one"
-    assert set(EVALUATORS) == {"absent", "retrieval", "zeroshot"}
+    assert {"absent", "retrieval", "zeroshot"} <= set(EVALUATORS)
     for kind in ("retrieval", "zeroshot"):
         result = build_evaluator(kind, source).run(FakeEncoder(["a", "b"]))
         assert isinstance(result, Result)

@@ -165,10 +165,10 @@ def test_every_device_hears_its_own_waves_only(batch):
     """The compiler alone would send all waves to all devices for the transform."""
     mesh = sharding.make_mesh()
     waves = sharding.to_global({"wave": with_waves(batch)["wave"]}, mesh)
-    hear = jax.jit(lambda batch: hear.sound(batch, SPEC.frontend, mesh).mel)
-    assert "all-gather" not in hear.lower(waves).compile().as_text()
+    heard = jax.jit(lambda batch: hear.sound(batch, SPEC.frontend, mesh).mel)
+    assert "all-gather" not in heard.lower(waves).compile().as_text()
     alone = hear.sound(jax.device_get(waves), SPEC.frontend).mel
-    np.testing.assert_allclose(hear(waves), alone, atol=1e-3)
+    np.testing.assert_allclose(heard(waves), alone, atol=1e-3)
 
 
 def test_totals_count_steps_and_bad_clips(variables, batch):

@@ -333,7 +333,7 @@ def test_what_init_from_names_is_probed_as_it_is(whole, tmp_path):
     [
         ({"task__name": "clasify"}, "did you mean 'classify'"),
         ({"task__name": "contrastive"}, "task.heads are for task.name=classify"),
-        ({"train__token_drop": 0.5}, "a classifier has no text tower"),
+        ({"train__token_drop": 0.5}, "has no text tower"),
         ({"optim__layer_decay": 0.0}, "optim.layer_decay is 0.0, expected above 0"),
         ({"evals__heads__head": "none"}, "unknown head 'none'"),
         (
