@@ -108,7 +108,14 @@ _SMALL = CaptionerSpec(
     audio=TowerSpec("convnet"),
     head="linear",
     embed_dim=128,
-    mapper={"width": 96, "length": 4, "clip_length": 4, "depth": 1, "heads": 4},
+    mapper={
+        "width": 96,
+        "length": 4,
+        "clip_length": 4,
+        "depth": 1,
+        "heads": 4,
+        "constants_std": 0.1,
+    },
     decoder=TowerSpec(
         "gpt2",
         {

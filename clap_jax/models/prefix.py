@@ -24,6 +24,7 @@ class _Mapper(nn.Module):
     depth: int = 8
     heads: int = 8
     mlp_ratio: int = 2
+    constants_std: float = 1.0
     eps: float = 1e-5
     dtype: Any = jnp.float32
 
@@ -38,7 +39,9 @@ class _Mapper(nn.Module):
             name="linear",
         )(z)
         constants = self.param(
-            "constants", nn.initializers.normal(1.0), (self.length, self.width)
+            "constants",
+            nn.initializers.normal(self.constants_std),
+            (self.length, self.width),
         )
         batch = z.shape[0]
         x = jnp.concatenate(
@@ -73,5 +76,8 @@ def tower(options: Mapping[str, Any], *, dtype: str = "float32") -> Tower:
     of it, `length` P learnt constants stand behind them; pre-norm blocks with ReLU,
     without biases of queries, keys and values and without a final norm, mix them all.
     Embedding [B, P, D]: what the constants have become. No aux.
+
+    constants_std: of the constants at the start, 1 in the reference. What they hear is
+    added to them; a small model that starts fresh hears sooner where they are small.
     """
     return from_linen(_Mapper(**options, dtype=jnp.dtype(dtype)))
