@@ -215,16 +215,33 @@ def same_recording(
 ) -> Likeness | None:
     """How alike a wave and a clip are at a candidate's lag, None if they are no copies.
 
+    First the part that the hashes span is compared; then, where the shorter of the two
+    lies within the other, all of it: a short sound has few hashes.
+    """
+    found = compare(wave, clip, candidate)
+    if _is_copy(found, candidate.matches):
+        return found
+    lag = candidate.lag_samples
+    first, end = max(0, -lag), min(len(wave), len(clip) - lag)
+    if end - first >= 0.9 * min(len(wave), len(clip)):
+        whole = compare(wave, clip, candidate._replace(first=first, end=end))
+        if _is_whole_copy(whole, candidate.matches):
+            return whole
+    return None
+
+
+def _is_copy(found: Likeness, matches: int) -> bool:
+    """Whether a part with so many hashes in common is of one recording.
+
     Another hit of the same drum, or the same word by the same voice, is alike for a
     third of a second: so short a part must be alike in nearly everything, a longer one
     in many hashes. A loud copy that was clipped, or a part of a longer sound, has low
-    phases, but hundreds of hashes. Short sounds are also compared as a whole.
+    phases, but hundreds of hashes.
     """
-    found = compare(wave, clip, candidate)
-    matches, seconds = candidate.matches, max(found.seconds, _SHORT_SECONDS)
-    density = matches / seconds
-    if (
+    density = matches / max(found.seconds, _SHORT_SECONDS)
+    return (
         (matches >= 16 and found.score >= 0.8)
+        or (matches >= 16 and _is_same_shape(found))
         or (
             matches >= 32
             and density >= 40
@@ -237,15 +254,18 @@ def same_recording(
             and found.shape >= 0.8
             and found.phases >= 0.1
         )
-    ):
-        return found
-    lag = candidate.lag_samples
-    first, end = max(0, -lag), min(len(wave), len(clip) - lag)
-    if matches >= 8 and end - first >= 0.9 * min(len(wave), len(clip)):
-        whole = compare(wave, clip, candidate._replace(first=first, end=end))
-        if whole.phases >= 0.62 and whole.shape >= 0.95:
-            return whole
-    return None
+    )
+
+
+def _is_whole_copy(found: Likeness, matches: int) -> bool:
+    """As `_is_copy`, where all of a sound is compared."""
+    return (matches >= 8 and found.score >= 0.42) or _is_same_shape(found)
+
+
+def _is_same_shape(found: Likeness) -> bool:
+    """Whether the samples are the same but for a hundredth of their energy. A steady
+    tone is like any other of its pitch, so that the phases have a say, too."""
+    return found.shape >= 0.99 and found.phases >= 0.15
 
 
 def compare(wave: np.ndarray, clip: np.ndarray, candidate: Candidate) -> Likeness:

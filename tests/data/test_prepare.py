@@ -1,5 +1,6 @@
 """The command, and what comes of it: the same clips as by other ways, and a run."""
 
+import csv
 import dataclasses
 import json
 import re
@@ -16,13 +17,15 @@ from clap_jax.pipeline import array_record
 from clap_jax.pipeline.manifest import ManifestSource
 from clap_jax.pipeline.tfds import TfdsSource
 from clap_jax.train import experiment
-from data import prepare
+from data import clips, listing, pack, prepare
 from data.datasets import SETS
+from tests.data import planted
 from tests.data.layouts import LAYOUTS, environment, music
 from tests.data.layouts.files import wav, write
 from tests.data.test_datasets import shrunk
 from tests.evals.fakes import normalised, vector
 from tests.pipeline.clips import RATE_HZ, write_table
+from tests.pipeline.shards import tar_bytes
 from tests.train import tiny
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -156,31 +159,68 @@ def test_a_table_is_split_by_a_column(tmp_path, capsys):
     assert "unknown column 'pard' (did you mean 'part'?" in capsys.readouterr().err
 
 
-def test_tfds_packs_real_sounds_as_other_ways_do(shared_data, tmp_path):
-    """ESC-10 by manifest, ArrayRecord and TFDS: the same bytes, captions and labels."""
-    table = shared_data / "esc10" / "metadata.csv"
+def real_table(shared_data: Path, path: Path, every: int) -> Path:
+    """Every n-th clip of each labelled set as one table, by absolute paths."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "caption", "label_text"))
+        for name in planted.SETS:
+            with open(shared_data / name / "metadata.csv", newline="") as rows:
+                for row in list(csv.DictReader(rows))[::every]:
+                    sound = shared_data / name / row["path"]
+                    writer.writerow((sound, row["caption"], row["label_text"]))
+    return path
+
+
+def test_manifest_tar_and_tfds_pack_to_the_same_clips(shared_data, tmp_path):
+    """Real sounds of all sets: the same bytes, captions and labels by three ways."""
+    table = real_table(shared_data, tmp_path / "real.csv", every=4)
     manifest = ManifestSource(table)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "data.prepare", "manifest", f"--table={table}"),
-            *("--name=esc10", f"--data_dir={tmp_path}"),
+            *("--name=real", f"--data_dir={tmp_path}"),
         ],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "esc10: 320 clips (train 320)" in done.stdout
-    array_record.pack(manifest, tmp_path / "packed" / "esc10")
-    packed = array_record.ArrayRecordSource(tmp_path / "packed")
-    source = TfdsSource("esc10", "train", tmp_path)
-    assert len(source) == len(packed) == len(manifest) == 320
-    for index in range(320):
-        example, other, original = source[index], packed[index], manifest[index]
-        assert example == other
-        assert example["audio"] == Path(original["audio"]).read_bytes()
-        for key in ("captions", "tags", "id", "group"):
-            assert example[key] == original[key]
+    count = len(manifest)
+    assert count > 200 and f"real: {count} clips (train {count})" in done.stdout
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "0.tar").write_bytes(tar_of(manifest))
+    options = {"dataset": "real", "split": "train", "data_dir": str(tmp_path)}
+    ways = {
+        "manifest": listing.Query("manifest", str(table)),
+        "laion_tar": listing.Query("laion_tar", str(tmp_path / "tars")),
+        "tfds": listing.Query("tfds", "", json.dumps(options)),
+    }
+    packed = {}
+    for kind, query in ways.items():
+        pack.pack(query, clips.Settings(), str(tmp_path / "packed" / kind), 2)
+        packed[kind] = array_record.ArrayRecordSource(tmp_path / "packed" / kind)
+    for index in range(count):
+        original = manifest[index]
+        content = Path(original["audio"]).read_bytes()
+        for kind, source in packed.items():
+            assert len(source) == count
+            assert source[index]["audio"] == content, (kind, original["id"])
+            for key in ("captions", "tags"):
+                assert source[index][key] == original[key], (kind, original["id"])
+        assert packed["tfds"][index] == packed["manifest"][index]
+
+
+def tar_of(source: ManifestSource) -> bytes:
+    """Its clips as one of LAION's shards."""
+    members: dict[str, bytes] = {}
+    for index in range(len(source)):
+        example = source[index]
+        sound = Path(example["audio"])
+        words = {"text": example["captions"], "tag": example["tags"]}
+        members[f"{index:05}{sound.suffix}"] = sound.read_bytes()
+        members[f"{index:05}.json"] = json.dumps(words).encode()
+    return tar_bytes(members)
 
 
 class Ears:
