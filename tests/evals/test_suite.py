@@ -41,6 +41,17 @@ def test_the_suites_have_the_papers_tasks():
         assert any("MS23" in key for key in task.published), task.name
 
 
+def test_each_suite_asks_with_its_papers_prompt():
+    rows = {name: {t.name: t for t in of_suite(name)} for name in tasks.SUITES}
+    assert rows["msclap"]["esc50"].options["templates"] == "msclap"
+    assert rows["msclap2022"]["esc50_2022"].options["templates"] == "msclap2022"
+    assert rows["msclap2022"]["esc50_2022"].published == {"MS22": 0.826}
+    for task in rows["msclap2022"].values():
+        assert task.options["templates"].startswith("msclap2022"), task.name
+    for task in rows["msclap"].values():
+        assert task.options.get("templates") != "msclap2022", task.name
+
+
 def test_names_are_of_one_row_each():
     rows = (
         *msclap_tasks.MSCLAP,
