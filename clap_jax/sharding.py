@@ -5,12 +5,14 @@ once, with Auto axes (Explicit ones, today's default of `jax.make_mesh`, break l
 convolution gradient and `A @ T.T`).
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH_AXES = ("data", "fsdp")
@@ -119,6 +121,17 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(name, {})
         node[last] = value
     return tree
+
+
+def digest(tree: Mapping[str, Any]) -> str:
+    """Short hex of all leaves and their paths, on one device or over several hosts."""
+    found = hashlib.blake2b(digest_size=8)
+    for path, leaf in sorted(flatten(tree).items()):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        found.update(path.encode())
+        found.update(np.asarray(leaf, order="C").reshape(-1).view(np.uint8))
+    return found.hexdigest()
 
 
 def check_pattern(pattern: Any, what: str) -> None:

@@ -6,13 +6,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from absl import logging
+from ml_collections import ConfigDict
 
 from clap_jax import config as config_lib
 from clap_jax.evals import WITHOUT_SOURCE, Encoder, Result, build_evaluator
+from clap_jax.evals.absent import Absent
 from clap_jax.evals.base import Remembering
 from clap_jax.evals.encode import ModelEncoder
 from clap_jax.pipeline.sources import Source, build_source
+
+# What keeps one evaluation from being done, and no other: traps, clips, files.
+REFUSALS = (ValueError, OSError)
+REFUSED = "could not be done: "
 
 
 class Evaluation(NamedTuple):
@@ -22,13 +29,22 @@ class Evaluation(NamedTuple):
     encoder: ModelEncoder  # compiled once, takes new variables each time
     every_steps: int  # 0: only at the end
     about: Mapping[str, Any] = {}  # what the config says of the task
+    section: str = ""  # all that the config says of it, as JSON
 
-    def run(self, encoder: Encoder) -> Result:
-        """Evaluate; the result also says which clips were heard, and how."""
-        result = self.evaluator.run(encoder)
+    def run(self, encoder: Encoder, list_refused: bool = False) -> Result:
+        """Evaluate; the result also says which clips were heard, and how.
+
+        list_refused: where it cannot be done, the result is the reason.
+        """
+        try:
+            result = self.evaluator.run(encoder)
+        except REFUSALS as error:
+            if not list_refused:
+                raise
+            logging.warning("not evaluated: %s", error)
+            result = _refusal(error).run(encoder)
         said = dict(result.protocol)
-        parts = getattr(self.evaluator, "parts", {"": self.evaluator.source})
-        parts = {name: source for name, source in parts.items() if source is not None}
+        parts = self.parts()
         for key, of in (("data", "description"), ("data_digest", "digest")):
             found = {name: getattr(source, of)() for name, source in parts.items()}
             said |= {key: found.get("", found)} if found else {}
@@ -37,32 +53,78 @@ class Evaluation(NamedTuple):
             said["task"] = dict(self.about)
         return dataclasses.replace(result, protocol=said)
 
+    def parts(self) -> dict[str, Source]:
+        """The sources that are heard, by name ("" where there is one)."""
+        parts = getattr(self.evaluator, "parts", {"": self.evaluator.source})
+        return {name: source for name, source in parts.items() if source is not None}
+
+    def digest(self) -> str:
+        """All that a result depends on besides the model, as text."""
+        clips = {name: source.digest() for name, source in self.parts().items()}
+        return json.dumps([self.section, clips])
+
 
 def build(
-    sections: Mapping[str, Any], encoder: Callable, cache_folder: Path | None
+    sections: Mapping[str, Any],
+    encoder: Callable,
+    cache_folder: Path | None,
+    list_refused: bool = False,
 ) -> dict[str, Evaluation]:
     """All entries of `evals`; equal sources are one.
 
     encoder: `(batch_size, crop_seed, output)` makes one. cache_folder: where probes
-    keep what the model made of their clips, if anywhere. Raises ConfigError for what is
-    missing, and what sources and evaluators raise.
+    keep what the model made of their clips, if anywhere. list_refused: an entry whose
+    clips or traps keep it from being done is listed as absent.
+    Raises ConfigError for what is missing, and what sources and evaluators raise.
     """
     sources: dict[str, Source] = {}
+    found = {}
+    for name, section in sections.items():
+        try:
+            made = _evaluation(f"evals.{name}", section, encoder, cache_folder, sources)
+        except config_lib.ConfigError:
+            raise
+        except REFUSALS as error:
+            if not list_refused:
+                raise
+            logging.warning("evals.%s: not evaluated: %s", name, error)
+            about = section.get("about", {})
+            made = Evaluation(_refusal(error), encoder(64, None, "vector"), 0, about)
+        text = json.dumps(config_lib.plain(section), sort_keys=True, default=str)
+        found[name] = made._replace(section=text)
+    return found
+
+
+def hearing(wanted: Mapping[str, Evaluation], variables: Any) -> dict[int, Remembering]:
+    """The encoders of evaluations with variables, by their ids; each hears a source
+    once."""
+    encoders = {id(found.encoder): found.encoder for found in wanted.values()}
     return {
-        name: _evaluation(f"evals.{name}", section, encoder, cache_folder, sources)
-        for name, section in sections.items()
+        key: Remembering(encoder.using(variables)) for key, encoder in encoders.items()
     }
 
 
 def run(wanted: Mapping[str, Evaluation], variables: Any) -> dict[str, Result]:
-    """All results; each source is heard once by each encoder."""
-    encoders = {id(found.encoder): found.encoder for found in wanted.values()}
-    hearing = {
-        key: Remembering(encoder.using(variables)) for key, encoder in encoders.items()
-    }
-    return {
-        name: found.run(hearing[id(found.encoder)]) for name, found in wanted.items()
-    }
+    """All results."""
+    heard = hearing(wanted, variables)
+    return {name: found.run(heard[id(found.encoder)]) for name, found in wanted.items()}
+
+
+def lists_refused(config: ConfigDict, training: bool = False) -> bool:
+    """Whether an evaluation that cannot be done is listed, and no error.
+
+    One process alone goes on with the others: several would have to fail alike.
+    """
+    return not training and len(config.evals) > 1 and jax.process_count() == 1
+
+
+def _refusal(error: Exception) -> Absent:
+    return Absent(reason=f"{REFUSED}{error}")
+
+
+def refused(result: Result) -> bool:
+    """Whether a result is the reason why there is none."""
+    return str(result.protocol.get("reason", "")).startswith(REFUSED)
 
 
 def source_of(section: Any, where: str, weighted: bool) -> tuple[Source, float]:

@@ -259,7 +259,12 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
         undropped=undropped,
         tokenizer=tokenizer,
         sources=sources,
-        evaluations=evaluations.build(_evals(config), encoder, vectors),
+        evaluations=evaluations.build(
+            _evals(config),
+            encoder,
+            vectors,
+            evaluations.lists_refused(config, training),
+        ),
         augment=config_lib.build(Augment, config.augment, "augment"),
         starts=starts,
         targets=targets,

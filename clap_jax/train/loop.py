@@ -1,7 +1,6 @@
 """The training loop. Read `train` from top to bottom."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +12,12 @@ import optax
 from absl import logging
 from ml_collections import ConfigDict
 
-from clap_jax import checkpoint, hosts, metrics, sharding
 from clap_jax import config as config_lib
+from clap_jax import hosts, metrics, sharding
 from clap_jax.checkpoint import Checkpoints
-from clap_jax.evals import Result, hear, report
+from clap_jax.evals import Result
+from clap_jax.train import examine, optim, programs, tasks, throughput
 from clap_jax.train import experiment as experiment_lib
-from clap_jax.train import optim, programs, starts, tasks, throughput
 from clap_jax.train import state as state_lib
 from clap_jax.train import step as step_lib
 from clap_jax.train.experiment import Experiment, every
@@ -62,7 +61,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
         iterator = opened.enter_context(contextlib.closing(iter(dataset)))
         checkpoints = opened.enter_context(_checkpoints(config, workdir))
         start_step = checkpoints.latest_step() or 0
-        hosts.check_equal(_common(experiment, iterator, start_step))
+        examine.check_hosts(experiment, iterator, start_step)
         if start_step == 0:
             variables = experiment.init_variables()
             state = state_lib.fresh_state(variables, optimizer, config, mesh)
@@ -86,7 +85,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
         opened.callback(window.close)
         results: dict[str, Result] = {}
         preemption = opened.enter_context(hosts.Preemption())
-        _interruptible(experiment, preemption)
+        examine.interruptible(experiment, preemption)
 
         for step in range(start_step, total_steps + 1):
             last = step == total_steps
@@ -110,9 +109,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
                     found = _evaluated(experiment, variables, due)
                 stopping = found is None
                 results |= found or {}
-                scores = evaluation_scores(
-                    {name: results[name] for name in new if found}
-                )
+                scores = examine.scores({name: results[name] for name in new if found})
                 if scores:
                     writer.write(step, scores)
 
@@ -158,48 +155,10 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
         checkpoints.wait()
 
     if jax.process_index() == 0:
-        write_report(experiment, results, total_steps)
+        examine.write_report(experiment, results, total_steps)
         seconds = time.perf_counter() - began
         logging.info("done in %s: everything is in %s", clock(seconds), workdir)
     return results
-
-
-def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Result]:
-    """`--mode=eval`: every evaluation of the config on the workdir's newest model, or
-    where it has none, on that of `init_from`, just as it is.
-
-    Raises CheckpointError where there is neither, ConfigError where `init_from` has
-    towers, but no whole model.
-    """
-    hosts.check_shared(workdir)
-    step = None
-    if checkpoint.has_steps(workdir) or not starts.names(config):
-        step = int(checkpoint.find_step(workdir).name)
-    experiment = experiment_lib.build(config, workdir, training=False)
-    hosts.check_equal(_common(experiment, None, step))
-    if step is None:
-        variables = experiment.init_variables()
-    else:
-        variables = checkpoint.load_variables(workdir)
-    with hosts.Preemption() as preemption:
-        _interruptible(experiment, preemption)
-        results = experiment.evaluate(variables, list(experiment.evaluations))
-    if jax.process_index() == 0:
-        write_report(experiment, results, step)
-        logging.info("results are in %s", workdir / "results.json")
-    return results
-
-
-def _common(experiment: Experiment, iterator: Any, step: int | None) -> dict[str, str]:
-    """What must be the same on all hosts, as text."""
-    tokenizer = experiment.tokenizer
-    return {
-        "the config": config_lib.to_json(experiment.config),
-        "the model": experiment.spec.to_json(),
-        "the tokenizer": tokenizer.to_json() if tokenizer else "",
-        "the data": json.dumps(iterator.get_state() if iterator else {}),
-        "the newest checkpoint in --workdir": str(step),
-    }
 
 
 def _unwritten(experiment: Experiment, step: int, due: list[str]) -> list[str]:
@@ -228,12 +187,6 @@ def _told_to_end(step: int, total_steps: int, workdir: Path) -> str:
     )
 
 
-def _interruptible(experiment: Experiment, preemption: hosts.Preemption) -> None:
-    """Let evaluations, which may take long, be dropped when the run is to end."""
-    for evaluation in experiment.evaluations.values():
-        evaluation.encoder.before_batch = preemption.check
-
-
 def _evaluated(
     experiment: Experiment, variables: Any, due: list[str]
 ) -> dict[str, Result] | None:
@@ -242,48 +195,6 @@ def _evaluated(
         return experiment.evaluate(variables, due)
     except hosts.Preempted:
         return None
-
-
-def evaluation_scores(results: dict[str, Result]) -> dict[str, float]:
-    """Metrics under their logged names, `eval/<name>/<metric>`."""
-    return {
-        f"eval/{name}/{metric}": value
-        for name, result in results.items()
-        for metric, value in result.metrics.items()
-    }
-
-
-def write_report(
-    experiment: Experiment, results: dict[str, Result], step: int | None
-) -> None:
-    """Table on the terminal, `plots/`, `results.json` (and what each clip adds to it,
-    `per_clip.npz`) and `report.html`.
-
-    step: None for a model that `init_from` gave.
-    """
-    workdir, config = experiment.workdir, experiment.config
-    origin = {"init_from": starts.names(config)} if step is None else {"step": step}
-    context = {
-        "model": experiment.spec.name,
-        **origin,
-        "seed": config.train.seed,
-        "clip": hear.hearing(experiment.spec.frontend),
-    }
-    # An evaluation of several sources, or of none, is shown without sounds.
-    evaluators = {name: experiment.evaluations[name].evaluator for name in results}
-    sources = {name: evaluator.source for name, evaluator in evaluators.items()}
-    report.write_results(workdir, results, context)
-    report.write_report(
-        workdir,
-        results,
-        workdir / METRICS_FILE,
-        context,
-        title=experiment.spec.name,
-        sources={
-            name: source for name, source in sources.items() if source is not None
-        },
-    )
-    report.print_table(results)
 
 
 def _compiled(

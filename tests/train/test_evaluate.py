@@ -1,13 +1,18 @@
 """`--mode=eval` of checkpoints that are no run's own, and of what is absent."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 import clap_jax
 from clap_jax import checkpoint
 from clap_jax import config as config_lib
-from clap_jax.train import experiment, loop
+from clap_jax.evals import Result, kept
+from clap_jax.evals.base import Miss
+from clap_jax.train import examine, experiment, loop
+from clap_jax.train.evaluations import Evaluation
 from tests.train.test_loop import small_config
 
 
@@ -32,7 +37,7 @@ def test_a_checkpoint_is_evaluated_where_there_is_no_run(run, tmp_path):
     clap_jax.load(run).save(tmp_path / "export")
     for number, where in enumerate([run / "checkpoints" / "2", tmp_path / "export"]):
         workdir = tmp_path / str(number)
-        loop.evaluate(suite(init_from=str(where)), workdir)
+        examine.evaluate(suite(init_from=str(where)), workdir)
         found = json.loads((workdir / "results.json").read_text())
         assert found["context"]["init_from"] == [str(where)]
         assert "step" not in found["context"]
@@ -42,15 +47,15 @@ def test_a_checkpoint_is_evaluated_where_there_is_no_run(run, tmp_path):
 
 
 def test_a_run_is_evaluated_without_its_training_data(run):
-    results = loop.evaluate(suite(), run)
-    expected = loop.evaluate(small_config(train__total_steps=2), run)
+    results = examine.evaluate(suite(), run)
+    expected = examine.evaluate(small_config(train__total_steps=2), run)
     assert results["kinds"].metrics == expected["kinds"].metrics
 
 
 def test_protocols_say_how_clips_and_texts_are_heard(run, tmp_path):
     config = suite(init_from=str(run))
     config.evals.kinds.crop_seed = 3
-    said = loop.evaluate(config, tmp_path)["kinds"].protocol
+    said = examine.evaluate(config, tmp_path)["kinds"].protocol
     assert said["clip"].startswith(
         "2.56 s at 16000 Hz, a random window of longer (seed 3)"
     )
@@ -64,10 +69,10 @@ def test_protocols_say_how_clips_and_texts_are_heard(run, tmp_path):
 
 def test_what_cannot_be_evaluated_is_a_sentence(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="holds no model"):
-        loop.evaluate(suite(), tmp_path)
+        examine.evaluate(suite(), tmp_path)
     config = suite(init_from=str(tmp_path / "gone"))
     with pytest.raises(ValueError, match="gone does not exist"):
-        loop.evaluate(config, tmp_path)
+        examine.evaluate(config, tmp_path)
 
 
 def test_absent_evaluations_are_listed(run, tmp_path, capsys):
@@ -78,7 +83,7 @@ def test_absent_evaluations_are_listed(run, tmp_path, capsys):
         "prepare": "python -m data.prepare esc50",
         "about": {"metric": "accuracy"},
     }
-    results = loop.evaluate(config, tmp_path)
+    results = examine.evaluate(config, tmp_path)
     assert results["esc50"].metrics == {}
     found = json.loads((tmp_path / "results.json").read_text())["evals"]["esc50"]
     assert found["protocol"] == {
@@ -103,3 +108,113 @@ def test_sections_that_lack_something(tmp_path):
         with pytest.raises(ValueError, match=message):
             experiment.build(config, tmp_path)
     assert issubclass(config_lib.ConfigError, ValueError)
+
+
+def exam(run, tmp_path):
+    """Three evaluations: the second has clips that are not there."""
+    config = suite(init_from=str(run))
+    kinds = config_lib.plain(config.evals.kinds)
+    gone = {"kind": "manifest", "path": str(tmp_path / "gone.csv")}
+    config.evals = {
+        "first": kinds,
+        "gone": kinds | {"source": gone},
+        "last": kinds | {"templates": "a {}", "compared_templates": ()},
+    }
+    return config
+
+
+def test_one_that_cannot_be_done_is_listed_and_the_others_are_done(run, tmp_path):
+    with pytest.raises(examine.Refused, match="1 of 3 .* could not be done: gone; "):
+        examine.evaluate(exam(run, tmp_path), tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text())["evals"]
+    assert list(found) == ["first", "gone", "last"]
+    assert "zeroshot_acc" in found["first"]["metrics"]
+    assert "zeroshot_acc" in found["last"]["metrics"]
+    assert found["gone"]["metrics"] == {}
+    reason = found["gone"]["protocol"]["reason"]
+    assert reason.startswith("could not be done: ") and "gone.csv" in reason
+    assert "gone.csv" in (tmp_path / "report.html").read_text()
+
+
+def test_one_whose_trap_closes_is_listed(run, tmp_path):
+    """Found when it is run, not when it is built."""
+    config = exam(run, tmp_path)
+    config.evals.gone = config_lib.plain(config.evals.first)
+    config.evals.gone.official = {"classes": 3}
+    with pytest.raises(examine.Refused):
+        examine.evaluate(config, tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text())["evals"]["gone"]
+    assert "the task has 3" in found["protocol"]["reason"]
+
+
+def test_the_only_evaluation_is_an_error(run, tmp_path):
+    config = exam(run, tmp_path)
+    del config.evals.first, config.evals.last
+    with pytest.raises(FileNotFoundError, match="gone.csv"):
+        examine.evaluate(config, tmp_path)
+
+
+def test_what_was_finished_is_not_done_again(run, tmp_path, monkeypatch):
+    """Killed in the second evaluation; then the same, and then another model."""
+    config = exam(run, tmp_path)
+    del config.evals.gone
+    once = examine.evaluate(config, tmp_path / "once")
+    original, calls = Evaluation.run, []
+
+    def counted(evaluation, *arguments):
+        calls.append(evaluation.section)
+        if len(calls) == 2 and not finishing:
+            raise KeyboardInterrupt
+        return original(evaluation, *arguments)
+
+    monkeypatch.setattr(Evaluation, "run", counted)
+    workdir, finishing = tmp_path / "killed", False
+    with pytest.raises(KeyboardInterrupt):
+        examine.evaluate(config, workdir)
+    assert len(calls) == 2 and not (workdir / "results.json").exists()
+    (path,) = (workdir / examine.FINISHED).glob("*.npz")
+    content = path.read_bytes()
+    finishing = True
+    again = examine.evaluate(config, workdir)
+    assert len(calls) == 3 and not list((workdir / examine.FINISHED).iterdir())
+    for name in ("first", "last"):
+        assert again[name].metrics == once[name].metrics
+    for name in ("results.json", "report.html"):
+        texts = [(folder / name).read_text() for folder in (workdir, tmp_path / "once")]
+        assert texts[0] == texts[1]
+    # A file of another model is not taken.
+    path.write_bytes(content)
+    other = tmp_path / "other"
+    loop.train(small_config(train__total_steps=1), other)
+    config.init_from = str(other)
+    examine.evaluate(config, workdir)
+    assert len(calls) == 5
+
+
+def test_a_result_comes_back_from_its_file(tmp_path):
+    arrays = {"confusion": np.eye(3), "recall_t2a": np.arange(4.0)}
+    result = Result(
+        {"zeroshot_acc": np.float64(0.5), "bad_clips": 0},
+        arrays,
+        {"classes": ["a", "b", "c"]},
+        {"kind": "zeroshot", "templates": ["a {}"]},
+        {"zeroshot_acc": (0.25, 0.75)},
+        (Miss("", 1, "a", "b", None, 2, 0.5, 0.75),),
+        {"zeroshot_acc": np.ones((2, 2))},
+        np.array([0, 2]),
+    )
+    kept.write(tmp_path / "a.npz", result)
+    back = kept.read(tmp_path / "a.npz")
+    for field in dataclasses.fields(Result):
+        ours, theirs = getattr(back, field.name), getattr(result, field.name)
+        if field.name in ("arrays", "per_clip"):
+            assert ours.keys() == theirs.keys()
+            for key, array in theirs.items():
+                np.testing.assert_array_equal(ours[key], array)
+        elif field.name == "clips":
+            np.testing.assert_array_equal(ours, theirs)
+        else:
+            assert ours == theirs, field.name
+    (tmp_path / "a.npz").write_bytes(b"half")
+    assert kept.read(tmp_path / "a.npz") is None
+    assert kept.read(tmp_path / "none.npz") is None

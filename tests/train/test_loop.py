@@ -17,7 +17,7 @@ import soundfile
 
 from clap_jax import checkpoint, metrics
 from clap_jax import config as config_lib
-from clap_jax.train import loop, throughput
+from clap_jax.train import examine, loop, throughput
 from clap_jax.train import state as state_lib
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -245,7 +245,7 @@ def test_a_finished_run_only_reports_again(whole):
 
 def test_eval_mode_repeats_the_last_scores(whole):
     (whole / "results.json").unlink()
-    results = loop.evaluate(small_config(), whole)
+    results = examine.evaluate(small_config(), whole)
     assert results["kinds"].metrics["zeroshot_acc"] == scores(whole)[6]
     written = json.loads((whole / "results.json").read_text())
     assert written["context"]["step"] == 6

@@ -7,7 +7,7 @@ import pytest
 
 from clap_jax import checkpoint, hosts
 from clap_jax.evals.encode import ModelEncoder
-from clap_jax.train import loop, step
+from clap_jax.train import examine, loop, step
 from tests.train.jobs import lines
 from tests.train.test_loop import assert_same_checkpoint, small_config
 
@@ -93,7 +93,7 @@ def test_an_evaluation_alone_ends_too(whole, told):
     report = (whole / "results.json").read_text()
     told(ModelEncoder, "_encode", 1)
     with pytest.raises(hosts.Preempted):
-        loop.evaluate(config(), whole)
+        examine.evaluate(config(), whole)
     assert (whole / "results.json").read_text() == report
 
 

@@ -12,7 +12,7 @@ from absl import logging
 from clap_jax import checkpoint, convert, hub, sharding
 from clap_jax import config as config_lib
 from clap_jax.models import zoo
-from clap_jax.train import experiment, loop, starts
+from clap_jax.train import examine, experiment, starts
 from tests import small_models
 from tests.train.test_loop import small_config
 
@@ -281,4 +281,4 @@ def test_towers_alone_are_not_evaluated(folders, tmp_path):
     """What they lack would be noise."""
     towers = (str(folders / "text"), str(folders / "audio.pth"))
     with pytest.raises(config_lib.ConfigError, match="names no whole model"):
-        loop.evaluate(settings(folders, towers), tmp_path / "run")
+        examine.evaluate(settings(folders, towers), tmp_path / "run")

@@ -14,7 +14,7 @@ from clap_jax.audio.augment import Augment
 from clap_jax.convert import trees
 from clap_jax.models import classifier
 from clap_jax.models.classifier import HeadSpec
-from clap_jax.train import device_data, experiment, heads, loop, starts
+from clap_jax.train import device_data, examine, experiment, heads, loop, starts
 from clap_jax.train import state as state_lib
 from clap_jax.train import step as step_lib
 from tests import small_models
@@ -318,11 +318,11 @@ def test_what_init_from_names_is_probed_as_it_is(whole, tmp_path):
         "options": {"strengths": (0.1,)},
         "batch_size": 16,
     }
-    first = loop.evaluate(config, tmp_path)["kinds"]
+    first = examine.evaluate(config, tmp_path)["kinds"]
     assert first.protocol["tested"]["test"]["train_clips"] == 52
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "vectors").iterdir()}
     assert len(kept) == 2
-    second = loop.evaluate(config, tmp_path)["kinds"]
+    second = examine.evaluate(config, tmp_path)["kinds"]
     assert second.metrics == first.metrics
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
     assert (tmp_path / "report.html").is_file()
@@ -361,4 +361,4 @@ def test_a_run_on_noise_names_its_classes(tmp_path):
 
 def test_a_config_that_only_evaluates_needs_a_model(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="holds no model"):
-        loop.evaluate(config_lib.default(), tmp_path)
+        examine.evaluate(config_lib.default(), tmp_path)
