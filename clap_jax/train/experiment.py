@@ -245,6 +245,7 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
             threads=config.data.threads,
             crop_seed=crop_seed,
             output=output,
+            precision=config.precision,
             text_tokens=config_lib.plain(config.data.text_buckets),
         )
     )
