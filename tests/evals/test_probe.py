@@ -1,6 +1,10 @@
 """Probes: who learns, who chooses, who is tested; vectors kept on disk."""
 
 import dataclasses
+import os
+import shutil
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +14,12 @@ from clap_jax.evals.classify import HeadScores
 from clap_jax.evals.probe import Probe
 from clap_jax.models import classifier
 from clap_jax.models.classifier import HeadSpec
+from clap_jax.pipeline import array_record
+from clap_jax.pipeline.array_record import ArrayRecordSource
+from clap_jax.pipeline.manifest import ManifestSource
 from tests.evals.fakes import FakeSource
 from tests.models.test_classifier import PAIR
+from tests.pipeline.clips import write_table
 
 CLASSES = ("cat", "dog", "rain")
 
@@ -27,6 +35,9 @@ class Source(FakeSource):
 
     def digest(self):
         return self.name
+
+    def description(self):
+        return f"{self.name}: {len(self)} clips"
 
 
 class Encoder:
@@ -184,11 +195,48 @@ def test_vectors_are_kept(tmp_path):
     source.digest = lambda: "other clips"
     vectors.cached(encoder, source, tmp_path)
     assert encoder.asked == ["a"] * 3
+    source.description = lambda: "the same clips at another rate"
+    vectors.cached(encoder, source, tmp_path)
+    assert encoder.asked == ["a"] * 4
     for damage in (b"", b"PK no archive"):
         for file in tmp_path.iterdir():
             file.write_bytes(damage)
         vectors.cached(encoder, source, tmp_path)
-    assert encoder.asked == ["a"] * 5
+    assert encoder.asked == ["a"] * 6
+
+
+def test_other_sounds_behind_the_same_names_are_encoded_anew(tmp_path):
+    """Files are looked at, not read; where they lie is no difference."""
+    table = write_table(tmp_path / "sounds", 3)
+    source, kept = ManifestSource(table), tmp_path / "kept"
+    encoder = Encoder()
+    encoder.audio = lambda source: (np.ones((3, 4), np.float32), np.ones(3, bool))
+    vectors.cached(encoder, source, kept)
+    moved = ManifestSource(
+        shutil.copytree(table.parent, tmp_path / "moved") / "clips.csv"
+    )
+    assert moved.digest() == source.digest()
+    assert vectors.sounds(moved) == vectors.sounds(source)
+    files = array_record.pack(source, tmp_path / "packed")
+    packed = ArrayRecordSource(files[0])
+    known, known_packed = vectors.sounds(source), vectors.sounds(packed)
+    file = Path(source.audio_path(1))
+    status = file.stat()
+    file.write_bytes(bytes(status.st_size))  # as long as before
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert source.digest() == ManifestSource(table).digest()
+    vectors.cached(encoder, source, kept)
+    assert vectors.sounds(source) != known and len(list(kept.iterdir())) == 2
+    os.utime(files[0], ns=(1, 1))
+    assert vectors.sounds(packed) != known_packed
+    file.unlink()
+    assert vectors.sounds(source) not in (known, vectors.sounds(moved))
+
+
+def test_urls_are_not_asked_for():
+    source = types.SimpleNamespace(audio_files=lambda: ["memory://nowhere/a.wav"])
+    other = types.SimpleNamespace(audio_files=lambda: ["memory://nowhere/b.wav"])
+    assert vectors.sounds(source) != vectors.sounds(other)
 
 
 # --- the heads of a classifier ---
