@@ -1,6 +1,7 @@
 """Single answers behind the numbers: the worst ones, and what every clip adds."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -89,14 +90,16 @@ def class_misses(
     targets: np.ndarray,
     clips: np.ndarray,
     labels: Sequence[str],
+    score: str = "cosine",
 ) -> tuple[Miss, ...]:
     """The clips whose classes rank lowest; one without any class is not asked about.
 
     Args:
-        similarity: float32 [n, C].
+        similarity: float [n, C].
         targets: bool [n, C].
         clips: int64 [n], positions in the source.
         labels: the C classes.
+        score: what `similarity` is.
     """
     ranks = _class_ranks(similarity, targets)
     misses = []
@@ -114,9 +117,54 @@ def class_misses(
                 rank=int(ranks[row]),
                 similarity=float(similarity[row, right]),
                 found_similarity=float(similarity[row, found]),
+                score=score,
             )
         )
     return tuple(misses)
+
+
+def written_misses(
+    written: Sequence[str], expected: Sequence[Collection[str]], clips: np.ndarray
+) -> tuple[Miss, ...]:
+    """The answers in words that are furthest from every one that was expected.
+
+    Args:
+        written: what each of n clips was answered.
+        expected: what would have been right, as `plain` gives it.
+        clips: int64 [n], positions in the source.
+    """
+    nearest = [
+        max(((words_in_common(text, right), right) for right in sorted(own)))
+        for text, own in zip(written, expected, strict=True)
+    ]
+    wrong = [row for row, own in enumerate(expected) if plain(written[row]) not in own]
+    worst = sorted(wrong, key=lambda row: nearest[row][0])[:MISSES]
+    return tuple(
+        Miss(
+            direction="written",
+            clip=int(clips[row]),
+            truth=nearest[row][1],
+            found=written[row] or "(nothing)",
+            found_clip=None,
+            rank=None,
+            similarity=nearest[row][0],
+            found_similarity=None,
+            score="words in common",
+        )
+        for row in worst
+    )
+
+
+def plain(text: str) -> str:
+    """A text without what makes no difference: case, and spaces more than one."""
+    return " ".join(text.lower().split())
+
+
+def words_in_common(one: str, other: str) -> float:
+    """2 * words in both / words of both, a word as often as it stands; case is none."""
+    counts = [Counter(plain(text).split()) for text in (one, other)]
+    total = sum(own.total() for own in counts)
+    return 2 * (counts[0] & counts[1]).total() / total if total else 1.0
 
 
 def retrieval_per_clip(
@@ -139,19 +187,6 @@ def retrieval_per_clip(
             total = np.bincount(rows[way], values, minlength=clips)
             found[f"{way}_{name}"] = np.stack([total, count], axis=1)
     return found
-
-
-def class_per_clip(
-    similarity: np.ndarray, targets: np.ndarray, depth: int
-) -> dict[str, np.ndarray]:
-    """What every clip, of one class each, adds to accuracy and top-k accuracy."""
-    ranks = scores.class_ranks(similarity, targets.argmax(axis=1))
-    hits = {
-        "zeroshot_acc": ranks == 1,
-        f"zeroshot_top{depth}": ranks <= min(depth, similarity.shape[1]),
-    }
-    one = np.ones(len(ranks))
-    return {name: np.stack([hit, one], axis=1) for name, hit in hits.items()}
 
 
 def _class_ranks(similarity: np.ndarray, targets: np.ndarray) -> np.ndarray:

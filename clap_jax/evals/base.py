@@ -52,16 +52,18 @@ class Miss:
     """A wrong answer, for people to read and hear.
 
     Attributes:
-        direction: "t2a" (the query is a caption), "a2t" (a clip), or "" (a clip whose
-            class is asked for).
+        direction: "t2a" (the query is a caption), "a2t" (a clip), "" (a clip whose
+            class is asked for), or "written" (a clip that was answered in words).
         clip: position in the source of the clip that the question is about.
-        truth: what is right: its caption, or its class or classes.
-        found: what the model put first: a caption or a class.
+        truth: what is right: its caption, its class or classes, or the answer.
+        found: what the model put first, a caption or a class; or what it wrote.
         found_clip: position of the clip that was put first, or that `found` describes;
-            None where the answer is a class.
-        rank: of the best right answer, from 1.
-        similarity: cosine of the query with that answer.
-        found_similarity: cosine of the query with what was put first.
+            None where the answer is a class, or was written.
+        rank: of the best right answer, from 1; None where it was written.
+        similarity: of the query with that answer; of what was written with what is right.
+        found_similarity: of the query with what was put first; None where that was
+            written.
+        score: what a similarity is.
     """
 
     direction: str
@@ -69,9 +71,10 @@ class Miss:
     truth: str
     found: str
     found_clip: int | None
-    rank: int
+    rank: int | None
     similarity: float
-    found_similarity: float
+    found_similarity: float | None
+    score: str = "cosine"
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,10 @@ class Result:
         per_clip: metric -> float64 [n, 2], what each clip adds to the sum and to the
             count of a metric that is a mean over queries: the quotient of the two sums
             is the metric.
-        clips: positions int64 [n] in the source of the clips that could be read, in
-            the order of `per_clip`.
+        clips: positions int64 [n] in the source of the clips that were asked about and
+            could be read, in the order of `per_clip`.
+        parts: int64 [n], the part that each of these was tested in, where the metrics
+            are means over parts; None where they are not.
     """
 
     metrics: dict[str, float]
@@ -104,6 +109,7 @@ class Result:
     misses: tuple[Miss, ...] = ()
     per_clip: dict[str, np.ndarray] = field(default_factory=dict)
     clips: np.ndarray | None = None
+    parts: np.ndarray | None = None
 
 
 def encode_audio(

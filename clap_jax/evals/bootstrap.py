@@ -4,7 +4,8 @@ The clips are drawn with replacement, as many as there are, again and again; of 
 the metric is computed; the interval holds the middle 95 % of the values (Efron and
 Tibshirani, An Introduction to the Bootstrap, 1993). A clip is drawn with all that belongs
 to it: its captions are no independent observations. What is searched in stays as it is,
-so intervals of retrieval are about the queries and not about the gallery.
+so intervals of retrieval are about the queries and not about the gallery. Where clips
+come in parts, each part keeps its number of clips: they are drawn within it.
 
 Draws are weights: how often each clip is in. `n` clips, `D` draws of a part, `C` classes.
 """
@@ -22,13 +23,24 @@ LEVEL = 0.95
 _WEIGHTS = 4_000_000
 
 
-def draws(clips: int, count: int = DRAWS, seed: int = 0) -> Iterator[np.ndarray]:
-    """How often every clip is in each of `count` draws, in parts float32 [n, D]."""
+def draws(
+    clips: int, count: int = DRAWS, seed: int = 0, part_of: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """How often every clip is in each of `count` draws, in parts float32 [n, D].
+
+    part_of: [n], numbers or names of parts that clips are drawn within.
+    """
     generator = np.random.default_rng(seed)
+    place, first, sizes = np.arange(clips), 0, clips
+    if part_of is not None:
+        _, number, counts = np.unique(part_of, return_inverse=True, return_counts=True)
+        place = np.argsort(number, kind="stable")
+        first = (np.cumsum(counts) - counts)[number[place]]
+        sizes = counts[number[place]]
     part = max(1, _WEIGHTS // clips)
     for start in range(0, count, part):
         size = min(part, count - start)
-        drawn = generator.integers(0, clips, (size, clips))
+        drawn = place[first + generator.integers(0, sizes, (size, clips))]
         cells = drawn + clips * np.arange(size)[:, None]
         weights = np.bincount(cells.ravel(), minlength=size * clips)
         yield np.ascontiguousarray(weights.reshape(size, clips).T, np.float32)
@@ -39,6 +51,7 @@ def intervals(
     statistic: Callable[[np.ndarray], Mapping[str, np.ndarray]],
     count: int = DRAWS,
     seed: int = 0,
+    part_of: np.ndarray | None = None,
 ) -> dict[str, tuple[float, float]]:
     """The interval of every metric.
 
@@ -48,12 +61,13 @@ def intervals(
             NaN where a draw cannot tell.
         count: draws; 0 gives no intervals.
         seed: the same seed, the same intervals.
+        part_of: as in `draws`.
 
     Returns:
         metric -> (low, high); without those that no draw can tell.
     """
     values: dict[str, list[np.ndarray]] = {}
-    for weights in draws(clips, count, seed) if count else ():
+    for weights in draws(clips, count, seed, part_of) if count else ():
         for name, part in statistic(weights).items():
             values.setdefault(name, []).append(np.asarray(part, np.float64))
     found = {}
@@ -66,11 +80,12 @@ def intervals(
     return found
 
 
-def describe(count: int = DRAWS, seed: int = 0) -> str:
-    """What the intervals are, for a result's protocol."""
+def describe(count: int = DRAWS, seed: int = 0, more: str = "") -> str:
+    """What the intervals are, for a result's protocol; more: what else is to be said."""
     if not count:
         return "none"
-    return f"{LEVEL:.0%} percentile bootstrap over clips, {count} draws, seed {seed}"
+    said = f"{LEVEL:.0%} percentile bootstrap over clips, {count} draws, seed {seed}"
+    return f"{said}; {more}" if more else said
 
 
 def means(

@@ -2,10 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from clap_jax import config as config_lib
-from clap_jax.evals import scores
+from clap_jax.evals import answers, bootstrap, class_metrics
 from clap_jax.evals.base import Encoder, Result, encode_audio
 from clap_jax.pipeline import labels as labels_lib
 
@@ -13,24 +11,29 @@ if TYPE_CHECKING:
     from clap_jax.models.classifier import ClassifierSpec
     from clap_jax.pipeline.sources import Source
 
-TOP_DEPTH = 5
-
 
 class HeadScores:
     """Measures one head of a classifier on clips with tags.
 
     With loss "ce": `head_acc` and `head_top5`; with "bce": `head_mAP` and `head_AUC`,
     macro over the classes that occur. And `bad_clips`, the number of clips left out
-    because they could not be read.
+    because they could not be read. All but the last have intervals.
     """
 
-    def __init__(self, source: "Source", spec: "ClassifierSpec", head: str = ""):
+    def __init__(
+        self,
+        source: "Source",
+        spec: "ClassifierSpec",
+        head: str = "",
+        draws: int = bootstrap.DRAWS,
+    ):
         """Reads all tags, so that a bad source fails before any training.
 
         Args:
             source: clips with tags, of classes that the head knows.
             spec: of the classifier.
             head: its name; the only one by default.
+            draws: of the bootstrap; 0 for no intervals.
 
         Raises:
             ValueError: empty source, a model without heads, no such head, several and
@@ -49,6 +52,7 @@ class HeadScores:
         if not len(source):
             raise ValueError(f"classifier: source '{source.name}' has no clips")
         self.source, self.name, self.head = source, head, heads[head]
+        self.draws = draws
         self._columns = spec.columns[head]
         self.targets = labels_lib.multi_hot(
             "classifier",
@@ -63,57 +67,33 @@ class HeadScores:
 
         Returns:
             Metrics as above. Arrays: `confusion`, int64 [C, C] (row = true class) or,
-            with "bce", `average_precision`, float64 [C]. Labels: `classes`.
+            with "bce", `average_precision`, float64 [C]. Labels: `classes`. And the
+            worst answers, and what every clip adds to the accuracies.
 
         Raises:
             ValueError: no clip could be read, or scores are not finite.
         """
         found, clips = encode_audio(encoder, self.source, unit=False)
-        targets, multi_label = self.targets[clips], self.head.loss == "bce"
-        own, arrays = measured(found[:, self._columns], targets, multi_label)
-        metrics = {f"head_{name}": value for name, value in own.items()}
+        values, targets = found[:, self._columns], self.targets[clips]
+        multi_label, labels = self.head.loss == "bce", self.head.labels
+        own = class_metrics.measure(values, targets, "head", multi_label, self.draws)
         return Result(
-            metrics={**metrics, "bad_clips": float(len(self.source) - len(clips))},
-            arrays=arrays,
-            labels={"classes": list(self.head.labels)},
+            metrics={**own.metrics, "bad_clips": float(len(self.source) - len(clips))},
+            arrays=own.arrays,
+            labels={"classes": list(labels)},
             protocol={
                 "kind": "classifier",
                 "source": self.source.name,
                 "head": self.name,
                 "clips": len(clips),
-                "classes": len(self.head.labels),
+                "classes": len(labels),
                 "classes_without_a_clip": int((~targets.any(axis=0)).sum()),
                 "multi_label": multi_label,
                 "ties": "count against the model",
+                "intervals": bootstrap.describe(self.draws),
             },
+            intervals=own.intervals,
+            misses=answers.class_misses(values, targets, clips, labels, "score"),
+            per_clip=own.per_clip,
+            clips=clips,
         )
-
-
-def measured(
-    values: np.ndarray, targets: np.ndarray, multi_label: bool
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metrics of class scores, and arrays for plots.
-
-    With one class a clip `acc` and `top5` (best min(5, C) of C), and `confusion`, int64
-    [C, C]; with several `mAP` and `AUC`, macro over the classes that occur (AUC: that
-    not every clip has), and `average_precision`, float64 [C], NaN for the others.
-
-    Args:
-        values: scores, float [n, C].
-        targets: bool [n, C].
-        multi_label: whether clips may have several classes.
-    """
-    if multi_label:
-        metrics = {"mAP": scores.mean_average_precision(values, targets)}
-        if (targets.any(axis=0) & ~targets.all(axis=0)).any():
-            metrics["AUC"] = scores.mean_roc_auc(values, targets)
-        precisions = scores.class_average_precisions(values, targets)
-        return metrics, {"average_precision": precisions}
-    truth = targets.argmax(axis=1)
-    metrics = {
-        "acc": scores.top_accuracy(values, truth, 1),
-        "top5": scores.top_accuracy(values, truth, TOP_DEPTH),
-    }
-    predicted = scores.predictions(values, truth)
-    confusion = scores.confusion_matrix(truth, predicted, targets.shape[1])
-    return metrics, {"confusion": confusion}

@@ -144,7 +144,9 @@ def _evaluation(found: Sequence[Run], name: str, mark: str) -> str:
             why = one.absent.get(name, "it was not evaluated")
             parts.append(page.note(f"{one.name} has no numbers: {why}."))
     if comparable and having:
-        parts.append(details.protocol(having[0].evals[name]["protocol"]))
+        said = having[0].evals[name]["protocol"]
+        common = {key: said[key] for key in said if key not in runs.OUTCOMES}
+        parts.append(details.protocol(common))
     heads = [tables.head("metric", "text")] + [tables.head(one.name) for one in found]
     lines = [
         f'<tr><th scope="row">{html.escape(tables.metric_name(metric))}</th>'

@@ -17,8 +17,15 @@ MISS_HEADINGS = {
     "t2a": "Hardest captions (text → audio)",
     "a2t": "Hardest clips (audio → text)",
     "": "Hardest clips",
+    "written": "Answers furthest from what was expected",
 }
-
+# What the two sides of a card are: what is right, and what the model said.
+SIDES = {
+    "t2a": ("the caption, and its clip", "the clip put first"),
+    "a2t": ("the clip, and its caption", "the caption put first"),
+    "": ("the clip, and its class", "the class put first"),
+    "written": ("the clip, and the nearest right answer", "what was written"),
+}
 
 # What of a protocol is seen at once; the rest is folded.
 SIZES = ("source", "clips", "captions", "classes", "protocol", "templates")
@@ -221,15 +228,11 @@ def misses(
 
 
 def _card(miss: Miss, source: "Source | None", excerpts: Excerpts) -> str:
-    asked = "class" if miss.direction == "" else "pair"
-    right = {"t2a": "the caption, and its clip", "a2t": "the clip, and its caption"}
-    first = {"t2a": "the clip put first", "a2t": "the caption put first"}
+    right, first = SIDES[miss.direction]
     return (
-        '<li class="card miss">'
-        f'<p class="rank">right {asked} at rank <b>{miss.rank:,}</b> · cosine '
-        f"{miss.similarity:.3f}, first {miss.found_similarity:.3f}</p>"
+        f'<li class="card miss"><p class="rank">{_place(miss)}</p>'
         + _side(
-            right.get(miss.direction, "the clip, and its class"),
+            right,
             miss.truth,
             miss.clip,
             "side",
@@ -237,7 +240,7 @@ def _card(miss: Miss, source: "Source | None", excerpts: Excerpts) -> str:
             excerpts,
         )
         + _side(
-            first.get(miss.direction, "the class put first"),
+            first,
             miss.found,
             miss.found_clip,
             "side found",
@@ -245,6 +248,17 @@ def _card(miss: Miss, source: "Source | None", excerpts: Excerpts) -> str:
             excerpts,
         )
         + "</li>"
+    )
+
+
+def _place(miss: Miss) -> str:
+    """How far the right answer was from being given."""
+    if miss.rank is None:
+        return f"{html.escape(miss.score)}: <b>{100 * miss.similarity:.0f} %</b>"
+    asked = "class" if miss.direction == "" else "pair"
+    return (
+        f"right {asked} at rank <b>{miss.rank:,}</b> · {html.escape(miss.score)} "
+        f"{miss.similarity:.3f}, first {miss.found_similarity:.3f}"
     )
 
 

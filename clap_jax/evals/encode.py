@@ -64,6 +64,7 @@ class ModelEncoder:
             length one; of a classifier the scores of its classes; of a captioner what
             `write` and `answer_scores` take), "projection" (before it is normalised) or
             "embedding" (of the audio tower).
+        precision: what the towers were built to compute in, for `digest`.
         text_tokens: lengths that texts are padded to, beside the model's own; each to
             the shortest that holds it. () for one length.
     """
@@ -79,6 +80,7 @@ class ModelEncoder:
         threads: int = 4,
         crop_seed: int | None = None,
         output: str = "vector",
+        precision: str = "float32",
         text_tokens: Sequence[int] = buckets.TEXT_TOKENS,
     ):
         if crop_seed is not None and spec.frontend.whole_clip:
@@ -88,7 +90,7 @@ class ModelEncoder:
         if output not in OUTPUTS:
             raise ValueError(config_lib.unknown("output", output, OUTPUTS))
         self.spec, self._dual, self._tokenizer = spec, dual, tokenizer
-        self.output = output
+        self.output, self._precision = output, precision
         self._unit = output == "vector" and not isinstance(spec, ClassifierSpec)
         self._mesh = sharding.make_mesh() if mesh is None else mesh
         # A mesh of one host's devices is that host's own business.
@@ -142,13 +144,18 @@ class ModelEncoder:
 
     def digest(self) -> str:
         """Short hex of all that makes a clip's vector but the clip: the front end, the
-        tower and its weights, what is taken of it, and how longer clips are cut."""
+        tower and its weights, what is taken of it, how longer clips are cut, and in
+        which precision, on which kind of device, it is computed."""
         facts = {
             "frontend": dataclasses.asdict(self.spec.frontend),
             "audio": dataclasses.asdict(self.spec.audio),
             "head": self.spec.head,
             "output": self.output,
             "crop_seed": self._crop_seed,
+            "precision": self._precision,
+            # Accelerators multiply float32 matrices in reduced precision unless told.
+            "products": str(jax.config.jax_default_matmul_precision),
+            "platform": self._mesh.devices.flat[0].platform,
         }
         text = json.dumps(facts, sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=8)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clap_jax import config as config_lib
-from clap_jax.evals import recipes
+from clap_jax.evals import answers, bootstrap, class_metrics, recipes
 from clap_jax.evals.base import Encoder, Result, encode_audio
-from clap_jax.evals.classify import measured
 from clap_jax.evals.recipes import Recipe
 from clap_jax.pipeline import labels as labels_lib
 
@@ -29,8 +28,9 @@ class Probe:
 
     Metrics, means over the tested parts: `probe_acc` and `probe_top5` or, where any clip
     has several tags, `probe_mAP` and `probe_AUC`; with several parts the deviation
-    between them, `probe_acc_deviation` or `probe_mAP_deviation`; and `bad_clips`.
-    What was measured on each part stands in the protocol.
+    between them, `probe_acc_deviation` or `probe_mAP_deviation`; and `bad_clips`. All
+    but the last two have intervals: clips are drawn within each tested part, for the
+    heads as they were fitted. What was measured on each part stands in the protocol.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Probe:
         options: Mapping[str, Any] | None = None,
         features: str = "projection",
         cache_folder: str | Path = "",
+        draws: int = bootstrap.DRAWS,
     ):
         """Reads all tags, so that a bad source fails before anything is encoded.
 
@@ -64,6 +65,7 @@ class Probe:
                 "embedding" (of the audio tower). The encoder's output has to be "embedding"
                 for the last, else "projection".
             cache_folder: where vectors are kept (`vectors.cached`); "" for nowhere.
+            draws: of the bootstrap; 0 for no intervals.
 
         Raises:
             ValueError: nothing to learn from or to test on, a part that is not there, a
@@ -79,9 +81,9 @@ class Probe:
         base = dataclasses.asdict(recipes.RECIPES[recipe])
         self.recipe = config_lib.build(Recipe, base | dict(options or {}), "options")
         self.recipe_name, self.features = recipe, features
-        self.cache_folder = cache_folder
+        self.cache_folder, self.draws = cache_folder, draws
         self.parts = dict(parts)
-        self.source = next(iter(self.parts.values())) if len(self.parts) == 1 else None
+        self.source = _Joined(list(self.parts.values()))
         tags = {name: labels_lib.tags_of(source) for name, source in parts.items()}
         every = [own for of_part in tags.values() for own in of_part]
         self.labels = list(labels or labels_lib.class_names(every))
@@ -157,7 +159,8 @@ class Probe:
         Returns:
             Metrics as above. Arrays: `confusion`, int64 [C, C] over all tested clips
             or, multi-label, `average_precision`, float64 [C], the mean over the tested
-            parts. Labels: `classes`.
+            parts. Labels: `classes`. And the worst answers, and what every tested clip
+            adds to the accuracies; positions of clips count through all parts.
 
         Raises:
             ValueError: no clip of a part could be read, vectors are not finite, or a
@@ -165,22 +168,43 @@ class Probe:
         """
         x, clips = self._encode(encoder)
         targets, part_of = self.targets[clips], self.part_of[clips]
-        found = {}
-        for tested in self.test or self.names:
-            found[tested] = self._one(x, targets, part_of, tested)
-        each = {name: metrics for name, (metrics, _, _) in found.items()}
-        (kind,) = {key for _, arrays, _ in found.values() for key in arrays}
-        arrays = [arrays[kind] for _, arrays, _ in found.values()]
-        confusion = kind == "confusion"
+        values, heads = np.zeros(targets.shape, np.float32), {}
+        for part in self.test or self.names:
+            head, heads[part] = self._head(x, targets, part_of, part)
+            own = part_of == part
+            values[own] = head.scores(x[own])
+        tested = np.isin(part_of, list(heads))
+        values, targets, part_of = values[tested], targets[tested], part_of[tested]
+        found = class_metrics.measure(
+            *(values, targets, "probe", self.multi_label, self.draws), part_of=part_of
+        )
         return Result(
             metrics={
-                **_means(each, "acc" if confusion else "mAP"),
+                **found.metrics,
+                **self._deviation(found.of_parts),
                 "bad_clips": float(len(self.part_of) - len(clips)),
             },
-            arrays={kind: np.sum(arrays, axis=0) if confusion else _mean(arrays)},
+            arrays=found.arrays,
             labels={"classes": self.labels},
-            protocol=self._protocol(len(clips), found),
+            protocol=self._protocol(len(clips), heads, found.of_parts),
+            intervals=found.intervals,
+            misses=answers.class_misses(
+                values, targets, clips[tested], self.labels, "score"
+            ),
+            per_clip=found.per_clip,
+            clips=clips[tested],
+            parts=np.unique(part_of, return_inverse=True)[1],
         )
+
+    def _deviation(
+        self, of_parts: Mapping[str, Mapping[str, float]]
+    ) -> dict[str, float]:
+        """How far the tested parts are apart; nothing where there is one."""
+        headline = class_metrics.headline(self.multi_label)
+        values = [own[headline] for own in of_parts.values()]
+        if len(values) < 2:
+            return {}
+        return {f"probe_{headline}_deviation": float(np.std(values))}
 
     def _encode(self, encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
         """Vectors float32 [k, D] of the clips that could be read, and their positions."""
@@ -198,26 +222,24 @@ class Probe:
             x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
         return x, np.concatenate(positions)
 
-    def _one(
+    def _head(
         self, x: np.ndarray, targets: np.ndarray, part_of: np.ndarray, tested: str
-    ) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, Any]]:
-        """Metrics and arrays of one tested part, and what was done for it."""
+    ) -> tuple[Any, dict[str, Any]]:
+        """The head that a part is tested with, and how it came about."""
         from clap_jax.evals import fitting
 
         loss = "bce" if self.multi_label else "ce"
         held_out = np.isin(part_of, [tested, *self.test])
-        if not (part_of == tested).any() or held_out.all():
+        own = part_of == tested
+        if not own.any() or held_out.all():
             raise ValueError(f"probe: no clip could be read for the part {tested!r}")
-        facts: dict[str, Any] = {"train_clips": int((~held_out).sum())}
+        facts = {"train_clips": int((~held_out).sum()), "test_clips": int(own.sum())}
         strength = self.recipe.strengths[0]
         if len(self.recipe.strengths) > 1:
             held, words = self._validation(targets, part_of, tested, ~held_out)
             strength = self._choose(x, targets, ~held_out & ~held, held, loss)
             facts |= {"validation": words, "strength": strength}
-        head = fitting.fit(self.recipe, x, targets, ~held_out, loss, strength)
-        own = part_of == tested
-        metrics, arrays = measured(head.scores(x[own]), targets[own], self.multi_label)
-        return metrics, arrays, facts | {"test_clips": int(own.sum())}
+        return fitting.fit(self.recipe, x, targets, ~held_out, loss, strength), facts
 
     def _choose(self, x, targets, train, held, loss) -> float:
         """The strength that is best on validation clips; of equals the strongest."""
@@ -227,8 +249,8 @@ class Probe:
         for strength in sorted(self.recipe.strengths, reverse=True):
             head = fitting.fit(self.recipe, x, targets, train, loss, strength)
             scores = head.scores(x[held])
-            metrics, _ = measured(scores, targets[held], self.multi_label)
-            value = metrics["mAP" if self.multi_label else "acc"]
+            found = class_metrics.metrics(scores, targets[held], self.multi_label)
+            value = found[class_metrics.headline(self.multi_label)]
             if value > best:
                 best, chosen = value, strength
         return chosen
@@ -251,7 +273,13 @@ class Probe:
         held[by_class[:: min(VALIDATION_SHARE, len(rows))]] = True
         return held, f"one in {VALIDATION_SHARE} training clips"
 
-    def _protocol(self, clips: int, found: Mapping[str, Any]) -> dict[str, Any]:
+    def _protocol(
+        self,
+        clips: int,
+        heads: Mapping[str, Mapping[str, Any]],
+        of_parts: Mapping[str, Mapping[str, float]],
+    ) -> dict[str, Any]:
+        """The protocol of a result; what differs between models is in `of_each_part`."""
         used = {
             k: v
             for k, v in dataclasses.asdict(self.recipe).items()
@@ -273,10 +301,19 @@ class Probe:
             "recipe": {"name": self.recipe_name, **used},
             "parts": how,
             "tested": {
-                name: facts | metrics for name, (metrics, _, facts) in found.items()
+                name: {k: v for k, v in facts.items() if k != "strength"}
+                for name, facts in heads.items()
+            },
+            "of_each_part": {
+                name: {k: v for k, v in facts.items() if k == "strength"}
+                | of_parts[name]
+                for name, facts in heads.items()
             },
             "data_digests": {name: s.digest() for name, s in self.parts.items()},
             "ties": "count against the model",
+            "intervals": bootstrap.describe(
+                self.draws, more="within each tested part; heads stay as fitted"
+            ),
         }
 
 
@@ -287,6 +324,29 @@ _USED = {
 }
 
 
+class _Joined:
+    """The clips of all parts, one part after the other, to be heard and named."""
+
+    def __init__(self, sources: "Sequence[Source]"):
+        self._sources = sources
+        self._first = np.cumsum([0, *map(len, sources)])
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        source, place = self._place(index)
+        return source[place]
+
+    def id(self, index: int) -> str:
+        source, place = self._place(index)
+        return source.id(place)
+
+    def _place(self, index: int) -> "tuple[Source, int]":
+        number = int(np.searchsorted(self._first, index, side="right")) - 1
+        return self._sources[number], index - int(self._first[number])
+
+
 class _Kept:
     """Vectors that are there already, with the face of an encoder."""
 
@@ -295,26 +355,3 @@ class _Kept:
 
     def audio(self, source: "Source") -> tuple[np.ndarray, np.ndarray]:
         return self._found
-
-
-def _means(each: Mapping[str, Mapping[str, float]], headline: str) -> dict[str, float]:
-    """Means over parts, and the deviation of the headline between them."""
-    names = {key: None for metrics in each.values() for key in metrics}
-    means = {
-        f"probe_{key}": float(np.mean([m[key] for m in each.values() if key in m]))
-        for key in names
-    }
-    if len(each) > 1:
-        values = [metrics[headline] for metrics in each.values()]
-        means[f"probe_{headline}_deviation"] = float(np.std(values))
-    return means
-
-
-def _mean(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean over arrays, of the values that are numbers."""
-    stacked = np.stack(arrays)
-    known = ~np.isnan(stacked)
-    totals = np.where(known, stacked, 0).sum(axis=0)
-    return np.where(
-        known.any(axis=0), totals / np.maximum(known.sum(axis=0), 1), np.nan
-    )

@@ -48,7 +48,8 @@ def write_results(
         The path of the file: `{"context": ..., "evals": {name: {"metrics": ...,
         "intervals": {metric: [low, high]}, "protocol": ..., "prompts": {prompt: score},
         "classes": {class: score}}}}`, the last two where there are some. per_clip.npz
-        has `<name>/clips` and `<name>/<metric>`, `clips` and `per_clip` of the result.
+        has `<name>/clips`, `<name>/<metric>` and, of some, `<name>/parts`: `clips`,
+        `per_clip` and `parts` of the result.
 
     Raises:
         ValueError: a metric is NaN or infinite.
@@ -90,6 +91,8 @@ def _per_clip(results: Mapping[str, Result]) -> bytes:
         if result.clips is not None and result.per_clip:
             arrays[f"{name}/clips"] = result.clips
             arrays |= {f"{name}/{key}": rows for key, rows in result.per_clip.items()}
+            if result.parts is not None:
+                arrays[f"{name}/parts"] = result.parts
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     return file.getvalue()

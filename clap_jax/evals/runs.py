@@ -13,8 +13,10 @@ from clap_jax.evals import bootstrap, page, report, tables
 
 LOWER_IS_BETTER = ("median_rank",)
 NOT_RANKED = ("bad_clips",)
+OUTCOMES = ("of_each_part", "examples")
+"""What a protocol says of the outcome: each model has its own."""
 # What a protocol says that does not change the numbers, or follows from the rest.
-NOT_PROTOCOL = ("intervals", "example")
+NOT_PROTOCOL = ("intervals", "example", *OUTCOMES)
 # What belongs to the front end of a model and its tokenizer.
 HEARD = ("clip", "front_end", "text")
 
@@ -27,8 +29,9 @@ class Run(NamedTuple):
     """What a run wrote.
 
     name: how it is called in a comparison. context: as in results.json. evals:
-    evaluation -> its entry. absent: evaluation -> why it was not done. per_clip: `<evaluation>/<metric>` -> float64 [n, 2] and
-    `<evaluation>/clips` -> int64 [n]; empty where the file is gone.
+    evaluation -> its entry. absent: evaluation -> why it was not done. per_clip:
+    `<evaluation>/<metric>` -> float64 [n, 2], `<evaluation>/clips` and, of some,
+    `<evaluation>/parts` -> int64 [n]; empty where the file is gone.
     """
 
     name: str
@@ -158,7 +161,8 @@ def difference(
 ) -> Difference | None:
     """What `other` has more than `first` in a metric; None where one lacks it.
 
-    The interval is of the paired bootstrap: the same clips are drawn for both.
+    The interval is of the paired bootstrap: the same clips are drawn for both, within
+    parts where the metric is a mean over parts.
     """
     entries = [
         run.evals.get(evaluation, {}).get("metrics", {}) for run in (first, other)
@@ -176,8 +180,13 @@ def is_paired(first: Run, other: Run, evaluation: str) -> bool:
     protocols = [run.evals[evaluation]["protocol"] for run in (first, other)]
     if _differ(protocol.get("data_digest") for protocol in protocols):
         return False
-    clips = [run.per_clip.get(f"{evaluation}/clips") for run in (first, other)]
-    return all(c is not None for c in clips) and np.array_equal(*clips)
+    clips, parts = (
+        [run.per_clip.get(f"{evaluation}/{key}") for run in (first, other)]
+        for key in ("clips", "parts")
+    )
+    return all(c is not None for c in clips) and all(
+        np.array_equal(*rows) for rows in (clips, parts)
+    )
 
 
 def best(runs: Sequence[Run], evaluation: str, metric: str) -> set[str]:
@@ -218,7 +227,8 @@ def _paired(
         means = [(r[:, 0] @ weights) / (r[:, 1] @ weights) for r in rows]
         return {metric: means[1] - means[0]}
 
-    return bootstrap.intervals(len(rows[0]), statistic)[metric]
+    parts = first.per_clip.get(f"{evaluation}/parts")
+    return bootstrap.intervals(len(rows[0]), statistic, part_of=parts)[metric]
 
 
 def _per_clip(file: Path, evals: Mapping[str, Any]) -> dict[str, np.ndarray]:

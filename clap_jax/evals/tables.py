@@ -90,7 +90,7 @@ def metric_name(metric: str) -> str:
 def is_share(metric: str) -> bool:
     """Whether a metric is between 0 and 1 and shown in percent."""
     parts = ("R@", "mAP", "AUC", "F1")
-    return metric.endswith(("acc", "top5", "acc_deviation")) or any(
+    return metric.endswith(("acc", "top5", "acc_deviation", "exact")) or any(
         part in metric for part in parts
     )
 

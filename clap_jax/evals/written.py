@@ -1,10 +1,12 @@
 """How well a captioner answers what a task asks of clips that it has not heard."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from clap_jax.evals import answers, bootstrap, class_metrics
 from clap_jax.evals.base import Encoder, Result, encode_audio
-from clap_jax.evals.classify import measured
 from clap_jax.pipeline import answers as answers_lib
 from clap_jax.pipeline import labels as labels_lib
 from clap_jax.text import prompts
@@ -27,10 +29,15 @@ class WrittenAnswers:
     the sum of the log-likelihoods of its tokens and its ending: `label_acc` and
     `label_top5`, or, where clips have several labels, `label_mAP` and `label_AUC`, macro
     over the classes that occur. And `bad_clips`, left out because they could not be read.
+    All but the last have intervals.
     """
 
     def __init__(
-        self, source: "Source", task: str = "", labels: Sequence[str] | None = None
+        self,
+        source: "Source",
+        task: str = "",
+        labels: Sequence[str] | None = None,
+        draws: int = bootstrap.DRAWS,
     ):
         """Reads all tags and captions, so that a bad source fails before any training.
 
@@ -38,12 +45,13 @@ class WrittenAnswers:
             source: the clips.
             task: a name of `text/assets/tasks.json`.
             labels: the classes in order; by default those that occur, sorted.
+            draws: of the bootstrap; 0 for no intervals.
 
         Raises:
             ValueError: empty source, unknown task, one whose prompt differs from clip to
                 clip, a clip that has not what the task needs, or a tag outside labels.
         """
-        self.source, self.template = source, find_task(task)
+        self.source, self.template, self.draws = source, find_task(task), draws
         what = "answers"
         if any("{" in prompt for prompt in self.template.prompts):
             raise ValueError(
@@ -55,7 +63,7 @@ class WrittenAnswers:
         answers_lib.check(what, source, self.template)
         self.expected = [
             {
-                _plain(self.template.write(source.tags(clip), [caption])[1])
+                answers.plain(self.template.write(source.tags(clip), [caption])[1])
                 for caption in (source.captions(clip) or [""])
             }
             for clip in range(len(source))
@@ -73,6 +81,9 @@ class WrittenAnswers:
         Returns:
             Metrics as above. Arrays: `confusion`, int64 [C, C] (row = true class) or
             `average_precision`, float64 [C], where there are labels. Labels: `classes`.
+            And the worst answers, those that were written (by the words that they share
+            with what was expected) and, where there are labels, those that were
+            preferred; and what every clip adds to the shares.
 
         Raises:
             ValueError: a model that does not write, no clip could be read.
@@ -88,41 +99,63 @@ class WrittenAnswers:
         ids = encoder.write(z, asked, writer.length - len(asked))
         written = [writer.read(row) for row in ids]
         expected = [self.expected[clip] for clip in clips]
-        right = [_plain(text) in own for text, own in zip(written, expected)]
-        metrics, arrays = {"exact": sum(right) / len(right)}, {}
+        right = [answers.plain(text) in own for text, own in zip(written, expected)]
+        found = class_metrics.shares({"exact": np.array(right)}, "", self.draws)
+        misses = answers.written_misses(written, expected, clips)
+        names = [prompts.class_name(name) for name in self.labels]
         if self.labels:
-            rows = writer(
-                [(prompt, self.template.write([name], [""])[1]) for name in self.labels]
+            values, targets = self._label_scores(encoder, z), self.targets[clips]
+            of_labels = class_metrics.measure(
+                values, targets, "label", self.multi_label, self.draws
             )
-            found = encoder.answer_scores(z, rows.ids, rows.answer)
-            own, arrays = measured(found, self.targets[clips], self.multi_label)
-            metrics |= {f"label_{name}": value for name, value in own.items()}
+            found = class_metrics.joined(found, of_labels)
+            misses += answers.class_misses(
+                values, targets, clips, names, "log-likelihood"
+            )
+        return Result(
+            metrics={
+                **found.metrics,
+                "bad_clips": float(len(self.source) - len(clips)),
+            },
+            arrays=found.arrays,
+            labels={"classes": names},
+            protocol=self._says(written, clips, ids.shape[1]),
+            intervals=found.intervals,
+            misses=misses,
+            per_clip=found.per_clip,
+            clips=clips,
+        )
+
+    def _label_scores(self, encoder: Encoder, z: np.ndarray) -> np.ndarray:
+        """The log-likelihood of every label's answer, float32 [n, C]."""
+        prompt = self.template.prompts[0]
+        rows = Writer(encoder.tokenizer)(
+            [(prompt, self.template.write([name], [""])[1]) for name in self.labels]
+        )
+        return encoder.answer_scores(z, rows.ids, rows.answer)
+
+    def _says(
+        self, written: Sequence[str], clips: np.ndarray, tokens: int
+    ) -> dict[str, Any]:
+        """The protocol of a result."""
         examples = [
             {
                 "id": self.source.id(clip),
-                "expected": sorted(own)[0],
+                "expected": min(self.expected[clip]),
                 "written": text,
             }
-            for clip, own, text in list(zip(clips, expected, written))[:EXAMPLES]
+            for clip, text in list(zip(clips, written))[:EXAMPLES]
         ]
-        return Result(
-            metrics={**metrics, "bad_clips": float(len(self.source) - len(clips))},
-            arrays=arrays,
-            labels={"classes": [prompts.class_name(name) for name in self.labels]},
-            protocol={
-                "kind": "answers",
-                "source": self.source.name,
-                "task": self.template.name,
-                "prompt": prompt,
-                "answer": self.template.answer,
-                "clips": len(clips),
-                "classes": len(self.labels),
-                "decoding": f"greedy, at most {ids.shape[1]} tokens",
-                "label_score": "sum of log-likelihoods, with the ending",
-                "examples": examples,
-            },
-        )
-
-
-def _plain(answer: str) -> str:
-    return " ".join(answer.lower().split())
+        return {
+            "kind": "answers",
+            "source": self.source.name,
+            "task": self.template.name,
+            "prompt": self.template.prompts[0],
+            "answer": self.template.answer,
+            "clips": len(clips),
+            "classes": len(self.labels),
+            "decoding": f"greedy, at most {tokens} tokens",
+            "label_score": "sum of log-likelihoods, with the ending",
+            "intervals": bootstrap.describe(self.draws),
+            "examples": examples,
+        }

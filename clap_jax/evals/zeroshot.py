@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clap_jax import config as config_lib
-from clap_jax.evals import answers, bootstrap, scores
+from clap_jax.evals import answers, bootstrap, class_metrics, scores
 from clap_jax.evals.base import Encoder, Result, encode_audio, encode_text
 from clap_jax.evals.traps import Traps
 from clap_jax.text import descriptions as descriptions_lib
@@ -16,7 +16,6 @@ from clap_jax.text import prompts
 if TYPE_CHECKING:
     from clap_jax.pipeline.sources import Source
 
-TOP_DEPTH = 5
 EVALUATED = "as evaluated: {} sentences a class"
 
 METRICS = ("auto", "accuracy", "mAP", "f1")
@@ -199,23 +198,24 @@ class ZeroShot:
         classes = _means(encoder, self.labels, self.texts)
         similarity = np.concatenate(list(scores.similarity_rows(za, classes)))
         targets = self.targets[clips]
-        if self.multi_label:
-            decision = self.decision if self.metric == "f1" else ""
-            found = _multi_label(similarity, targets, decision, self.draws)
-        else:
-            found = _single_label(similarity, targets, self.draws)
-        metrics, arrays, intervals = found
-        wordings = self._wordings(encoder, za, targets, metrics)
+        predicted = None
+        if self.metric == "f1":
+            predicted = _decided(similarity, targets, self.decision)
+        found = class_metrics.measure(
+            similarity, targets, "zeroshot", self.multi_label, self.draws, predicted
+        )
+        wordings = self._wordings(encoder, za, targets, found.metrics)
         return Result(
-            metrics={**metrics, "bad_clips": float(len(self.source) - len(clips))},
-            arrays=arrays | {"prompt_scores": np.array([*wordings.values()])},
+            metrics={
+                **found.metrics,
+                "bad_clips": float(len(self.source) - len(clips)),
+            },
+            arrays=found.arrays | {"prompt_scores": np.array([*wordings.values()])},
             labels={"classes": self.labels, "prompts": list(wordings)},
             protocol=self._says(len(clips)),
-            intervals=intervals,
+            intervals=found.intervals,
             misses=answers.class_misses(similarity, targets, clips, self.labels),
-            per_clip={}
-            if self.multi_label
-            else answers.class_per_clip(similarity, targets, TOP_DEPTH),
+            per_clip=found.per_clip,
             clips=clips,
         )
 
@@ -235,8 +235,8 @@ class ZeroShot:
         own, truth = self.templates, targets.argmax(axis=1)
         sentences = max(map(len, self.texts))
         name = own[0] if len(own) == 1 else EVALUATED.format(sentences)
-        headline = "zeroshot_mAP" if self.multi_label else "zeroshot_acc"
-        found = {name: metrics[headline]}
+        headline = class_metrics.headline(self.multi_label)
+        found = {name: metrics[f"zeroshot_{headline}"]}
         for template in dict.fromkeys((*own, *self.compared_templates)):
             if template in found:
                 continue
@@ -314,53 +314,6 @@ def _described(
         if label not in known and name in known:
             known[label] = known[name]
     return descriptions_lib.choose(known, labels)
-
-
-def _single_label(similarity, targets, draws):
-    truth = targets.argmax(axis=1)
-    classes = targets.shape[1]
-    predicted = scores.predictions(similarity, truth)
-    ranks = scores.class_ranks(similarity, truth)
-    found = {
-        "zeroshot_acc": ranks <= 1,
-        "zeroshot_top5": ranks <= min(TOP_DEPTH, classes),
-    }
-    intervals = bootstrap.intervals(
-        len(truth),
-        lambda weights: {
-            name: bootstrap.means(own, weights) for name, own in found.items()
-        },
-        draws,
-    )
-    metrics = {name: float(np.mean(own)) for name, own in found.items()}
-    confusion = scores.confusion_matrix(truth, predicted, classes)
-    return metrics, {"confusion": confusion}, intervals
-
-
-def _multi_label(similarity, targets, decision, draws):
-    """decision: for F1, "" for none."""
-    metrics = {"zeroshot_mAP": scores.mean_average_precision(similarity, targets)}
-    if not np.isnan(scores.class_roc_aucs(similarity, targets)).all():
-        metrics["zeroshot_AUC"] = scores.mean_roc_auc(similarity, targets)
-    predicted = None
-    if decision:
-        predicted = _decided(similarity, targets, decision)
-        micro, macro = scores.f1(predicted, targets)
-        metrics |= {"zeroshot_F1_micro": micro, "zeroshot_F1_macro": macro}
-
-    def statistic(weights):
-        names = ("zeroshot_mAP", "zeroshot_AUC")
-        areas = bootstrap.areas(similarity, targets, weights)
-        drawn = dict(zip(names, areas, strict=True))
-        if predicted is not None:
-            both = bootstrap.f1(predicted, targets, weights)
-            names = ("zeroshot_F1_micro", "zeroshot_F1_macro")
-            drawn |= dict(zip(names, both, strict=True))
-        return drawn
-
-    intervals = bootstrap.intervals(len(targets), statistic, draws)
-    precisions = scores.class_average_precisions(similarity, targets)
-    return metrics, {"average_precision": precisions}, intervals
 
 
 def _decided(similarity, targets, decision) -> np.ndarray:

@@ -124,6 +124,10 @@ class ArrayRecordSource:
         length = int.from_bytes(record[len(RECORD_MAGIC) : start], "little")
         return {**header, "audio": record[start + length :]}
 
+    def audio_files(self) -> list[str]:
+        """The files of records, on the local disk."""
+        return list(self._files)
+
     def captions(self, index: int) -> list[str]:
         """Captions of a clip."""
         return list(self._headers[index]["captions"])

@@ -182,6 +182,10 @@ class Hdf5Source:
             "group": clip,
         }
 
+    def audio_files(self) -> list[str]:
+        """The HDF5 files that clips are in: paths or URLs."""
+        return sorted({path for _, path, _, _ in self._clips})
+
     def captions(self, index: int) -> list[str]:
         """Captions of a clip."""
         return list(self._clips[index][3])

@@ -171,6 +171,10 @@ class ManifestSource:
         """Where a clip's audio is: a path or URL."""
         return self._audio[index]
 
+    def audio_files(self) -> list[str]:
+        """Where the audio of all clips is: a path or URL each."""
+        return list(self._audio)
+
     def captions(self, index: int) -> list[str]:
         """Captions of a clip: those of the table, or every template with every label."""
         if self._captions is not None:

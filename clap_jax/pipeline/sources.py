@@ -22,7 +22,8 @@ class Source(Protocol):
     One that reads neighbours faster together than one by one also has
     `read(indices) -> list`: what `__getitem__` gives for each, and in place of a clip
     that cannot be had the AudioError that it raises. One whose captions are not equally
-    likely has `caption_weights(index) -> list | None`, as `GeneratedSource`.
+    likely has `caption_weights(index) -> list | None`, as `GeneratedSource`. One whose
+    sounds lie in files has `audio_files() -> list`, their paths or URLs.
     """
 
     name: str

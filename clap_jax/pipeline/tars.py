@@ -179,6 +179,10 @@ class LaionTarSource:
         """How large a clip's audio is."""
         return int(self._size[index])
 
+    def audio_files(self) -> list[str]:
+        """The shards: paths or URLs."""
+        return list(self._shards)
+
     def captions(self, index: int) -> list[str]:
         """Captions of a clip, those that `text_augment` chooses."""
         return self._chosen(self._entry(index))

@@ -130,6 +130,11 @@ class TfdsSource:
         clip = f"{self._folder}, clip {self.id(index)}"
         return audio_io.AudioError(f"{clip}: damaged record: {reason}")
 
+    def audio_files(self) -> list[str]:
+        """The files of records of all splits."""
+        files = Path(self._folder).iterdir()
+        return sorted(str(file) for file in files if ".array_record" in file.name)
+
     def captions(self, index: int) -> list[str]:
         """Captions of a clip, as `captions_from` says; [""] if nothing is known."""
         header = self._header(index)

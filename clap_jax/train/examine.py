@@ -152,7 +152,7 @@ def write_report(
         "seed": config.train.seed,
         "clip": hear.hearing(experiment.spec.frontend),
     }
-    # An evaluation of several sources, or of none, is shown without sounds.
+    # An evaluation of no source is shown without sounds.
     evaluators = {name: experiment.evaluations[name].evaluator for name in results}
     sources = {name: evaluator.source for name, evaluator in evaluators.items()}
     report.write_results(workdir, results, context)

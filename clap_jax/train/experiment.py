@@ -245,11 +245,13 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
             threads=config.data.threads,
             crop_seed=crop_seed,
             output=output,
+            precision=config.precision,
             text_tokens=config_lib.plain(config.data.text_buckets),
         )
     )
     # While a model changes, nobody asks for the same vectors twice.
     vectors = None if training else workdir / VECTORS
+    list_refused = evaluations.lists_refused(config, training)
     return Experiment(
         config=config,
         workdir=workdir,
@@ -259,12 +261,7 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
         undropped=undropped,
         tokenizer=tokenizer,
         sources=sources,
-        evaluations=evaluations.build(
-            _evals(config),
-            encoder,
-            vectors,
-            evaluations.lists_refused(config, training),
-        ),
+        evaluations=evaluations.build(_evals(config), encoder, vectors, list_refused),
         augment=config_lib.build(Augment, config.augment, "augment"),
         starts=starts,
         targets=targets,

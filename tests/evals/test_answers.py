@@ -115,6 +115,42 @@ def test_several_tags_and_none():
     assert result.per_clip == {}  # mAP is no mean over clips
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "share"),
+    [
+        ("a dog barks", "A  dog barks", 1),
+        ("a dog", "the cat sleeps", 0),
+        ("dog dog dog", "dog", 0.5),
+        ("a dog barks loudly", "loudly barks", 2 / 3),
+        ("", "dog", 0),
+        ("", "", 1),
+    ],
+)
+def test_words_in_common(one, other, share):
+    for found in (
+        answers.words_in_common(one, other),
+        answers.words_in_common(other, one),
+    ):
+        assert found == pytest.approx(share)
+
+
+def test_the_furthest_of_many_written_answers():
+    """The twelve with the fewest words of any right answer; right ones never."""
+    words = "a b c d e f g h i j k l m n o p q r s t".split()
+    written = [" ".join(words[:k] + ["x"] * (20 - k)) for k in range(21)]
+    expected = [{"z", " ".join(words)}] * 21
+    misses = answers.written_misses(written, expected, np.arange(100, 121))
+    assert [miss.clip for miss in misses] == list(range(100, 112))
+    assert [miss.similarity for miss in misses] == [k / 20 for k in range(12)]
+    assert misses[3].truth == " ".join(words) and misses[3].found == written[3]
+    assert answers.written_misses([" A  b"], [{"a b"}], np.arange(1)) == ()
+    (miss,) = answers.written_misses([""], [{"a b"}], np.arange(1))
+    assert miss.found == "(nothing)" and miss.similarity == 0
+    # The same words in another order are another answer.
+    (miss,) = answers.written_misses(["b a"], [{"a b"}], np.arange(1))
+    assert miss.similarity == 1
+
+
 def test_prompts_one_by_one():
     source = FakeSource([[]] * 4, tags=[["a"], ["b"], ["a"], ["b"]])
     encoder = FakeEncoder(

@@ -32,6 +32,20 @@ def test_parts_make_the_same_draws(monkeypatch):
     assert (np.hstack(parts) == whole).all()
 
 
+def test_clips_are_drawn_within_their_parts(monkeypatch):
+    part_of = np.array(["b", "a", "c", "a", "b", "a", "a", "b", "a"])
+    (whole,) = bootstrap.draws(9, 300, part_of=part_of)
+    for part in "abc":
+        own = whole[part_of == part]
+        assert (own.sum(axis=0) == len(own)).all()
+        # Each clip of a part is as likely as another.
+        np.testing.assert_allclose(own.mean(axis=1), 1, atol=0.2)
+    assert len({tuple(column) for column in whole.T}) > 200
+    monkeypatch.setattr(bootstrap, "_WEIGHTS", 9 * 7)
+    parts = list(bootstrap.draws(9, 300, part_of=part_of))
+    assert len(parts) == 43 and (np.hstack(parts) == whole).all()
+
+
 @pytest.mark.parametrize("levels", [3, 10_000])
 def test_areas_are_those_of_the_drawn_clips(levels):
     rng = np.random.default_rng(levels)
@@ -145,3 +159,4 @@ def test_one_clip_and_no_draws():
     assert bootstrap.describe(500, 7) == (
         "95% percentile bootstrap over clips, 500 draws, seed 7"
     )
+    assert bootstrap.describe(9, more="of one day").endswith("seed 0; of one day")

@@ -105,6 +105,15 @@ def test_evaluation_hears_what_the_api_hears(whole_model, batch_size):
     assert np.abs(single - expected).max() <= 1e-6
 
 
+def test_the_digest_tells_precisions_apart(models):
+    made = models["windows"]
+    known = made.encoder().digest()
+    assert made.encoder(precision="float32").digest() == known
+    assert made.encoder(precision="bfloat16").digest() != known
+    with jax.default_matmul_precision("highest"):
+        assert made.encoder().digest() != known
+
+
 def test_damaged_clips_are_left_out(whole_model):
     class Damaged(UnequalSource):
         def wave(self, index):

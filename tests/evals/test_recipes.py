@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from clap_jax.evals import fitting
+from clap_jax.evals import Probe, bootstrap, fitting
 from clap_jax.evals.recipes import RECIPES, Recipe
+from tests.evals.fakes import FakeSource
 
 RNG = np.random.default_rng(0)
 CENTRES = RNG.normal(0, 1, (3, 6))
@@ -19,6 +20,28 @@ TRAIN = np.arange(90) % 3 > 0
 def standardised():
     x = VECTORS[:, :5].astype(float)
     return (x - x[TRAIN].mean(0)) / x[TRAIN].std(0)
+
+
+class Numbers(FakeSource):
+    """Some of the rows of `VECTORS` as clips."""
+
+    def __init__(self, rows, name):
+        tags = [[str(TRUTH[row])] for row in rows]
+        super().__init__([[]] * len(rows), tags=tags, name=name)
+        self.rows = rows
+
+    def id(self, index):
+        return str(self.rows[index])
+
+    def digest(self):
+        return self.name
+
+
+class Vectors:
+    """An encoder that knows them."""
+
+    def audio(self, source):
+        return VECTORS[source.rows], np.ones(len(source), bool)
 
 
 @pytest.mark.parametrize("strength", [1e-3, 1e-1])
@@ -42,6 +65,27 @@ def test_the_optimum_of_sigmoids_is_scikit_learns():
         other.fit(x[TRAIN], targets[TRAIN, column])
         expected = other.predict_proba(x)[:, 1]
         np.testing.assert_allclose(shares[:, column], expected, atol=2e-4)
+
+
+def test_a_probe_and_its_interval_are_scikit_learns():
+    """Of an optimum there is one: clip by clip, and in every draw of the clips."""
+    names = ("train", "test")
+    parts = {
+        name: Numbers(np.flatnonzero(TRAIN == (name == "train")), name)
+        for name in names
+    }
+    probe = Probe(parts, test=("test",), options={"strengths": (1e-1,)})
+    result = probe.run(Vectors())
+    x = standardised()
+    other = LogisticRegression(C=1 / (1e-1 * TRAIN.sum()), tol=1e-10, max_iter=9999)
+    hits = other.fit(x[TRAIN], TRUTH[TRAIN]).predict(x[~TRAIN]) == TRUTH[~TRAIN]
+    found = result.per_clip["probe_acc"]
+    np.testing.assert_array_equal(found[:, 0] / found[:, 1], hits)
+    (weights,) = bootstrap.draws(len(hits), part_of=result.parts)
+    drawn = [np.repeat(hits, own.astype(int)).mean() for own in weights.T]
+    expected = np.quantile(drawn, [0.025, 0.975])
+    np.testing.assert_allclose(result.intervals["probe_acc"], expected, atol=1e-9)
+    assert 0.7 < expected[0] < result.metrics["probe_acc"] < 1
 
 
 def test_adam_learns_with_hidden_layers_and_the_same_twice():

@@ -51,6 +51,7 @@ def test_intervals_are_printed_where_they_fit_and_absent_ones_with_a_reason():
     [
         ("t2a_R@1", 0.1234, "12.3 %"),
         ("zeroshot_F1_macro", 1, "100.0 %"),
+        ("exact", 0.5, "50.0 %"),
         ("t2a_median_rank", 1234.0, "1,234"),
         ("bad_clips", 0.0, "0"),
         ("seconds", 0.000123456, "0.0001235"),

@@ -5,9 +5,11 @@ import types
 import numpy as np
 import pytest
 
-from clap_jax.evals import build_evaluator
+from clap_jax.evals import bootstrap, build_evaluator, compare, report, runs
 from clap_jax.text import answers, tokenize
 from tests.evals.fakes import FakeSource, normalised
+from tests.evals.pages import Page
+from tests.evals.some_results import SoundSource
 
 TAGS = [["dog"], ["rain"], ["Door_bell"], ["dog"], ["rain"]]
 CAPTIONS = [[f"a clip of {own[0]}", "a sound"] for own in TAGS]
@@ -85,6 +87,93 @@ def test_shares_of_right_answers():
         "expected": "dog",
         "written": "dog barking",
     }
+
+
+def test_intervals_and_what_every_clip_adds():
+    right = [True, True, True, False, False]
+    preferred = [True, True, True, True, False]
+    found, _ = measured(["Dog", "rain", "door bell", "dog barking", "dog"])
+    assert (
+        set(found.intervals)
+        == set(found.per_clip)
+        == set(found.metrics) - {"bad_clips"}
+    )
+    (weights,) = bootstrap.draws(5)
+    for name, hits in (("exact", right), ("label_acc", preferred)):
+        drawn = [np.repeat(hits, own.astype(int)).mean() for own in weights.T]
+        expected = np.quantile(drawn, [0.025, 0.975])
+        np.testing.assert_allclose(found.intervals[name], expected, atol=1e-9)
+        assert found.per_clip[name].tolist() == [[hit, 1] for hit in hits]
+    assert found.clips.tolist() == [0, 1, 2, 3, 4]
+    none, _ = measured(["dog"] * 5, draws=0)
+    assert none.intervals == {} and none.protocol["intervals"] == "none"
+
+
+def test_worst_answers():
+    """Those that were written, and those that were preferred."""
+    found, _ = measured(["Dog", "cat", "door bell", "dog barking", "no"], bad=[0])
+    written, preferred = (
+        [miss for miss in found.misses if miss.direction == direction]
+        for direction in ("written", "")
+    )
+    shown = [(m.clip, m.truth, m.found, m.similarity) for m in written]
+    assert shown == [
+        (1, "rain", "cat", 0),
+        (4, "rain", "no", 0),
+        (3, "dog", "dog barking", 2 / 3),
+    ]
+    assert all(m.rank is None and m.found_similarity is None for m in written)
+    # No label begins what was written there: all tie, against the model.
+    assert [(m.clip, m.truth, m.rank) for m in preferred] == [
+        (1, "rain", 3),
+        (4, "rain", 3),
+    ]
+    assert all(m.score == "log-likelihood" for m in preferred)
+    captions, _ = measured(
+        ["a sound", "A clip of rain", "clip of", "x", "noise"], "caption"
+    )
+    shown = [(m.clip, m.truth, m.similarity) for m in captions.misses]
+    assert shown == [
+        (3, "a sound", 0),
+        (4, "a sound", 0),
+        (2, "a clip of door_bell", pytest.approx(2 / 3)),
+    ]
+
+
+def test_runs_are_paired_and_the_page_plays_the_worst(tmp_path):
+    heard = SoundSource(CAPTIONS, tags=TAGS)
+    results = {
+        name: build_evaluator("answers", heard, {"task": "sound_event"}).run(
+            FakeCaptioner(texts)
+        )
+        for name, texts in (
+            ("one", ["dog", "rain", "rain", "cat <b>", "x"]),
+            ("two", ["dog", "rain", "door bell", "dog", "x"]),
+        )
+    }
+    for name, result in results.items():
+        report.write_results(tmp_path / name, {"asked": result}, {})
+    first, other = (runs.read(tmp_path / name) for name in results)
+    assert results["one"].protocol["examples"] != results["two"].protocol["examples"]
+    assert runs.protocol_differences([first, other], "asked") == []
+    found = runs.difference(first, other, "asked", "exact")
+    (weights,) = bootstrap.draws(5)
+    expected = np.quantile((weights[2] + weights[3]) / 5, [0.025, 0.975])
+    assert found.value == pytest.approx(0.4)
+    np.testing.assert_allclose(found.interval, expected, atol=1e-6)
+    text = compare.write(tmp_path / "both.html", [first, other]).read_text()
+    assert "paired by clip" in text and "cat &lt;b&gt;" not in text
+    path = report.write_report(
+        tmp_path, {"asked": results["one"]}, sources={"asked": heard}
+    )
+    page = Page(path.read_text(encoding="utf-8"))
+    for heading in ("Answers furthest from what was expected", "Hardest clips"):
+        assert heading in page.text
+    for words in ("cat <b>", "words in common: 0 %", "log-likelihood", "Confusion"):
+        assert words in page.text, words
+    low, high = results["one"].intervals["exact"]
+    assert f"{100 * low:.1f} – {100 * high:.1f}" in page.text
+    assert page.tags.count("audio") == len(results["one"].misses) == 6
 
 
 def test_clips_that_cannot_be_read_are_left_out():

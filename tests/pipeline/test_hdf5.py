@@ -77,6 +77,8 @@ def test_waves_come_with_their_captions(two_files):
         assert example["tags"] == source.tags(index) == []
         assert example["group"] == example["id"] == source.group(index)
     assert source.problems == []
+    files = sorted(map(str, (two_files[0].parent / "hdf5").iterdir()))
+    assert source.audio_files() == files
     assert source.description() == (
         f"blat: 3 clips of 2 HDF5 files, 1 waves without captions ({two_files[0]})"
     )

@@ -49,6 +49,9 @@ def test_clips_of_shards(tmp_path, open_tars):
     source = open_tars(tmp_path / "data")
     check(source)
     assert source.id(5) == "001/005" and source.problems == []
+    assert sorted(source.audio_files()) == sorted(
+        map(str, (tmp_path / "data").glob("*.tar"))
+    )
     assert source.description() == (
         f"laion_tar: 12 clips in 3 shards ({tmp_path / 'data'})"
     )

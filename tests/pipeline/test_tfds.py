@@ -89,6 +89,8 @@ def test_clips_are_what_was_prepared(data_dir):
             assert example["captions"] == [names[tag] for tag in expected.tags]
             assert example["group"] == source.group(index) == "|".join(expected.tags)
         assert source.fold(index) == str(index % 4)
+    (file,) = source.audio_files()[1:]
+    assert "-train.array_record" in file and Path(file).is_file()
     assert source.read([5, 0, 5]) == [source[5], source[0], source[5]]
     assert source.description() == (
         f"x: 12 clips, train of {data_dir / 'tiny' / '1.0.0'}"

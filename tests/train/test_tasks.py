@@ -12,6 +12,7 @@ from clap_jax import checkpoint, convert, sharding
 from clap_jax import config as config_lib
 from clap_jax.audio.augment import Augment
 from clap_jax.convert import trees
+from clap_jax.evals import runs
 from clap_jax.models import classifier
 from clap_jax.models.classifier import HeadSpec
 from clap_jax.train import device_data, examine, experiment, heads, loop, starts
@@ -325,7 +326,12 @@ def test_what_init_from_names_is_probed_as_it_is(whole, tmp_path):
     second = examine.evaluate(config, tmp_path)["kinds"]
     assert second.metrics == first.metrics
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
-    assert (tmp_path / "report.html").is_file()
+    # Both parts can be heard, though each is a source of its own.
+    assert (tmp_path / "report.html").read_text().count("<audio") == 6
+    found = runs.read(tmp_path)
+    assert len(found.per_clip["kinds/clips"]) == 52
+    low, high = found.evals["kinds"]["intervals"]["probe_acc"]
+    assert low <= first.metrics["probe_acc"] <= high and low < high
 
 
 @pytest.mark.parametrize(
