@@ -150,7 +150,7 @@ def test_one_whose_trap_closes_is_listed(run, tmp_path):
 def test_the_only_evaluation_is_an_error(run, tmp_path):
     config = exam(run, tmp_path)
     del config.evals.first, config.evals.last
-    with pytest.raises(FileNotFoundError, match="gone.csv"):
+    with pytest.raises(ValueError, match="gone.csv: No such file"):
         examine.evaluate(config, tmp_path)
 
 
