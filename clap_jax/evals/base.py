@@ -75,6 +75,23 @@ class Miss:
 
 
 @dataclass(frozen=True)
+class Written:
+    """A caption that was written of a clip, for people to read and hear.
+
+    Attributes:
+        clip: position in the source.
+        caption: as it was written.
+        references: what people wrote of the clip.
+        scores: metric -> its value for this clip.
+    """
+
+    clip: int
+    caption: str
+    references: tuple[str, ...]
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Result:
     """The outcome of one evaluation.
 
@@ -94,6 +111,7 @@ class Result:
             is the metric.
         clips: positions int64 [n] in the source of the clips that could be read, in
             the order of `per_clip`.
+        written: captions that the model wrote, worst first.
     """
 
     metrics: dict[str, float]
@@ -104,6 +122,7 @@ class Result:
     misses: tuple[Miss, ...] = ()
     per_clip: dict[str, np.ndarray] = field(default_factory=dict)
     clips: np.ndarray | None = None
+    written: tuple[Written, ...] = ()
 
 
 def encode_audio(

@@ -14,7 +14,7 @@ from clap_jax.evals import bootstrap, page, report, tables
 LOWER_IS_BETTER = ("median_rank",)
 NOT_RANKED = ("bad_clips",)
 # What a protocol says that does not change the numbers, or follows from the rest.
-NOT_PROTOCOL = ("intervals", "example")
+NOT_PROTOCOL = ("intervals", "example", "absent")
 # What belongs to the front end of a model and its tokenizer.
 HEARD = ("clip", "front_end", "text")
 
