@@ -123,6 +123,9 @@ def _meteor_process() -> Iterator:
             yield ask
         finally:
             process.kill()
+            # What it did not read is no further error.
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
 
 
 def spice(

@@ -316,6 +316,19 @@ def test_java_that_fails(java_that):
         caption_java.tokenize(["a"])
 
 
+def test_java_that_does_not_listen(java_that):
+    """It answers once and closes its ear: the next line breaks the pipe."""
+    java_that(
+        "import os",
+        "sys.stdin.readline()",
+        "os.close(0)",
+        "print('1 2', flush=True)",
+        "sys.exit('out of memory')",
+    )
+    with pytest.raises(caption_java.JavaError, match="METEOR failed: out of memory"):
+        caption_java.meteor([["bark"]] * 2, [[["bark"]]] * 2)
+
+
 def test_java_that_loses_a_line(java_that):
     java_that("print('a dog')")
     with pytest.raises(caption_java.JavaError, match="1 lines for 2 captions"):
