@@ -218,8 +218,8 @@ def default() -> ConfigDict:
     # --- evaluation ------------------------------------------------------------
     # name -> {"kind": retrieval | zeroshot | classifier (its own heads) | probe (heads
     # fitted on frozen vectors; "parts": name -> changes to the source) | answers (that a
-    # captioner writes) | absent (listed with its reason, not done), "source": {...},
-    # "every_steps": 0 (only at the end),
+    # captioner writes) | captions (that it writes, against people's) | absent (listed with
+    # its reason, not done), "source": {...}, "every_steps": 0 (only at the end),
     # "batch_size": ..., "crop_seed": random crops of longer clips, as some references
     # take them, in place of the middle; "about": what the results shall say of the task;
     # options of the kind}

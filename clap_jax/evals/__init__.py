@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from clap_jax import config as config_lib
 from clap_jax.evals.absent import Absent
 from clap_jax.evals.base import Encoder, Result
+from clap_jax.evals.caption import Captions
 from clap_jax.evals.classify import HeadScores
 from clap_jax.evals.probe import Probe
 from clap_jax.evals.retrieval import Retrieval
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EVALUATORS",
     "Absent",
+    "Captions",
     "Encoder",
     "HeadScores",
     "Probe",
@@ -33,6 +35,7 @@ __all__ = [
 EVALUATORS = {
     "absent": Absent,
     "answers": WrittenAnswers,
+    "captions": Captions,
     "classifier": HeadScores,
     "probe": Probe,
     "retrieval": Retrieval,
@@ -50,7 +53,7 @@ def build_evaluator(
     kind: str,
     source: "Source | dict[str, Source] | None",
     options: Mapping[str, Any] | None = None,
-) -> Absent | HeadScores | Probe | Retrieval | WrittenAnswers | ZeroShot:
+) -> Absent | Captions | HeadScores | Probe | Retrieval | WrittenAnswers | ZeroShot:
     """Makes an evaluator by name; it has one method, `run(encoder) -> Result`.
 
     Args:

@@ -78,6 +78,23 @@ class Miss:
 
 
 @dataclass(frozen=True)
+class Written:
+    """A caption that was written of a clip, for people to read and hear.
+
+    Attributes:
+        clip: position in the source.
+        caption: as it was written.
+        references: what people wrote of the clip.
+        scores: metric -> its value for this clip.
+    """
+
+    clip: int
+    caption: str
+    references: tuple[str, ...]
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Result:
     """The outcome of one evaluation.
 
@@ -99,6 +116,7 @@ class Result:
             could be read, in the order of `per_clip`.
         parts: int64 [n], the part that each of these was tested in, where the metrics
             are means over parts; None where they are not.
+        written: captions that the model wrote, worst first.
     """
 
     metrics: dict[str, float]
@@ -110,6 +128,7 @@ class Result:
     per_clip: dict[str, np.ndarray] = field(default_factory=dict)
     clips: np.ndarray | None = None
     parts: np.ndarray | None = None
+    written: tuple[Written, ...] = ()
 
 
 def encode_audio(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from clap_jax.evals import page, plots, tables
-from clap_jax.evals.base import Miss, Result
+from clap_jax.evals.base import Miss, Result, Written
 from clap_jax.evals.excerpts import Excerpt, Excerpts
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ SIDES = {
     "": ("the clip, and its class", "the class put first"),
     "written": ("the clip, and the nearest right answer", "what was written"),
 }
+
+WRITTEN_HEADING = "Captions, from the worst to the best"
 
 # What of a protocol is seen at once; the rest is folded.
 SIZES = ("source", "clips", "captions", "classes", "protocol", "templates")
@@ -225,6 +227,50 @@ def misses(
                 part = page.section(heading, f'<ul class="misses">{own}</ul>', level=3)
                 found[name] = found.get(name, "") + part
     return found
+
+
+def written(
+    results: Mapping[str, Result],
+    sources: Mapping[str, "Source"],
+    most: int,
+    excerpts: Excerpts,
+) -> dict[str, str]:
+    """Captions that were written as cards, beside those of people, to be heard.
+
+    Arguments and result as for `misses`; of more captions than `most`, those at even
+    distances from the worst to the best.
+    """
+    found = {}
+    for name, result in results.items():
+        places = np.linspace(0, len(result.written) - 1, min(most, len(result.written)))
+        cards = "\n".join(
+            _written_card(result.written[place], sources.get(name), excerpts)
+            for place in places.round().astype(int)
+        )
+        if cards:
+            cards = f'<ul class="misses">{cards}</ul>'
+            found[name] = page.section(WRITTEN_HEADING, cards, level=3)
+    return found
+
+
+def _written_card(one: Written, source: "Source | None", excerpts: Excerpts) -> str:
+    scores = " · ".join(
+        f"{html.escape(tables.metric_name(name))} {value:.3g}"
+        for name, value in one.scores.items()
+    )
+    people = "".join(f"<p>{html.escape(text)}</p>" for text in one.references)
+    return (
+        f'<li class="card miss"><p class="rank">{scores}</p>'
+        + _side(
+            "the model wrote",
+            one.caption or "(nothing)",
+            one.clip,
+            "side found",
+            source,
+            excerpts,
+        )
+        + f'<div class="side"><p class="what">people wrote</p>{people}</div></li>'
+    )
 
 
 def _card(miss: Miss, source: "Source | None", excerpts: Excerpts) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from clap_jax.evals.base import Miss, Result
+from clap_jax.evals.base import Miss, Result, Written
 
 # Of a file: `_REST` is JSON of what is no array.
 _REST = "rest"
+# Fields that hold such objects.
+_PARTS = {"misses": Miss, "written": Written}
 
 
 def write(path: Path, result: Result) -> None:
@@ -27,7 +29,8 @@ def write(path: Path, result: Result) -> None:
             arrays |= {f"{name}/{key}": entry for key, entry in value.items()}
         else:
             rest[name] = value
-    rest["misses"] = [dataclasses.asdict(miss) for miss in result.misses]
+    for name in _PARTS:
+        rest[name] = [dataclasses.asdict(part) for part in rest[name]]
     text = json.dumps(rest, default=lambda number: number.item())
     rest_of_it = np.frombuffer(text.encode(), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +48,8 @@ def read(path: Path) -> Result | None:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         rest: dict[str, Any] = json.loads(arrays.pop(_REST).tobytes())
-        rest["misses"] = tuple(Miss(**miss) for miss in rest["misses"])
+        for name, kind in _PARTS.items():
+            rest[name] = tuple(kind(**part) for part in rest[name])
         rest["intervals"] = {
             name: tuple(ends) for name, ends in rest["intervals"].items()
         }

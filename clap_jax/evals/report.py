@@ -6,6 +6,7 @@ and the end of training write them into the workdir. `clap_jax.evals.compare` pu
 several side by side.
 """
 
+import dataclasses
 import io
 import json
 from collections.abc import Mapping
@@ -47,9 +48,10 @@ def write_results(
     Returns:
         The path of the file: `{"context": ..., "evals": {name: {"metrics": ...,
         "intervals": {metric: [low, high]}, "protocol": ..., "prompts": {prompt: score},
-        "classes": {class: score}}}}`, the last two where there are some. per_clip.npz
-        has `<name>/clips`, `<name>/<metric>` and, of some, `<name>/parts`: `clips`,
-        `per_clip` and `parts` of the result.
+        "classes": {class: score}, "written": [{"clip": ..., "caption": ...,
+        "references": [...], "scores": {...}}, ...]}}}`, the last three where there are
+        some. per_clip.npz has `<name>/clips`, `<name>/<metric>` and, of some,
+        `<name>/parts`: `clips`, `per_clip` and `parts` of the result.
 
     Raises:
         ValueError: a metric is NaN or infinite.
@@ -82,6 +84,8 @@ def _entry(result: Result) -> dict[str, Any]:
         else row.average_precision
         for row in details.class_rows(result)
     }
+    if result.written:
+        entry["written"] = [dataclasses.asdict(one) for one in result.written]
     return entry | ({"classes": classes} if classes else {})
 
 
@@ -175,7 +179,9 @@ def _evaluations(
     sources: Mapping[str, "Source"],
 ) -> list[str]:
     """The part of the page of every evaluation."""
-    misses = details.misses(results, sources, MISSES_SHOWN, Excerpts())
+    excerpts = Excerpts()
+    misses = details.misses(results, sources, MISSES_SHOWN, excerpts)
+    written = details.written(results, sources, MISSES_SHOWN, excerpts)
     parts = []
     for name, result in results.items():
         # The page has the confusion as a table.
@@ -187,6 +193,7 @@ def _evaluations(
             details.classes_table(result),
             details.prompts_table(result),
             misses.get(name, ""),
+            written.get(name, ""),
         )
         if any(content):
             parts.append(page.section(name, *content, anchor=anchors[name]))

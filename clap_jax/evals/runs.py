@@ -16,7 +16,7 @@ NOT_RANKED = ("bad_clips",)
 OUTCOMES = ("of_each_part", "examples")
 """What a protocol says of the outcome: each model has its own."""
 # What a protocol says that does not change the numbers, or follows from the rest.
-NOT_PROTOCOL = ("intervals", "example", *OUTCOMES)
+NOT_PROTOCOL = ("intervals", "example", "absent", *OUTCOMES)
 # What belongs to the front end of a model and its tokenizer.
 HEARD = ("clip", "front_end", "text")
 

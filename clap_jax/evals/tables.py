@@ -25,6 +25,7 @@ KINDS = {
     "zeroshot": "Zero-shot classification",
     "probe": "Probes on frozen embeddings",
     "classifier": "Supervised classification",
+    "captions": "Written captions",
 }
 
 

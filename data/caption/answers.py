@@ -56,7 +56,7 @@ def clean(text: str) -> str:
 
 def problem(text: str, prompt: str, names: Sequence[str], max_words: int) -> str:
     """What is wrong with a cleaned answer to a prompt with labels, "" for nothing."""
-    words, asked, labels = _words(text), _words(prompt), _words(" ".join(names))
+    said, asked, labels = words(text), words(prompt), words(" ".join(names))
     if not any(letter.isalpha() for letter in text):
         return "empty"
     if any("\ud800" <= letter <= "\udfff" for letter in text):
@@ -65,19 +65,20 @@ def problem(text: str, prompt: str, names: Sequence[str], max_words: int) -> str
         return "refuses"
     if "\n" in text:
         return "several lines"
-    if len(words) > max_words:
+    if len(said) > max_words:
         return "too long"
     # Labels alone are a prompt too; a sentence may well hold them side by side.
     is_instruction = len(asked) > len(labels) + 2
-    if sorted(words) == sorted(labels) or words == asked:
+    if sorted(said) == sorted(labels) or said == asked:
         return "repeats the prompt"
-    if is_instruction and f" {' '.join(asked)} " in f" {' '.join(words)} ":
+    if is_instruction and f" {' '.join(asked)} " in f" {' '.join(said)} ":
         return "repeats the prompt"
-    for start in range(len(words) - REPEATS + 1):
-        if len(set(words[start : start + REPEATS])) == 1:
+    for start in range(len(said) - REPEATS + 1):
+        if len(set(said[start : start + REPEATS])) == 1:
             return "repeats itself"
     return ""
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
+    """The words of a caption, in lower case; parts of compounds are words."""
     return _WORD.findall(text.lower())
