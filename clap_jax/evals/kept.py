@@ -49,7 +49,7 @@ def read(path: Path) -> Result | None:
             arrays = {name: file[name] for name in file.files}
         rest: dict[str, Any] = json.loads(arrays.pop(_REST).tobytes())
         for name, kind in _PARTS.items():
-            rest[name] = tuple(kind(**part) for part in rest[name])
+            rest[name] = tuple(kind(**_tuples(part)) for part in rest[name])
         rest["intervals"] = {
             name: tuple(ends) for name, ends in rest["intervals"].items()
         }
@@ -63,6 +63,14 @@ def read(path: Path) -> Result | None:
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         logging.warning("%s cannot be read and is made anew: %s", path, error)
         return None
+
+
+def _tuples(part: dict[str, Any]) -> dict[str, Any]:
+    """Tuples, which JSON has as lists."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in part.items()
+    }
 
 
 def _fields(result: Result) -> dict[str, Any]:

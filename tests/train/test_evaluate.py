@@ -10,7 +10,7 @@ import clap_jax
 from clap_jax import checkpoint
 from clap_jax import config as config_lib
 from clap_jax.evals import Result, kept
-from clap_jax.evals.base import Miss
+from clap_jax.evals.base import Miss, Written
 from clap_jax.train import examine, experiment, loop
 from clap_jax.train.evaluations import Evaluation
 from tests.train.test_loop import small_config
@@ -187,8 +187,9 @@ def test_what_was_finished_is_not_done_again(run, tmp_path, monkeypatch):
     other = tmp_path / "other"
     loop.train(small_config(train__total_steps=1), other)
     config.init_from = str(other)
+    calls.clear()
     examine.evaluate(config, workdir)
-    assert len(calls) == 5
+    assert len(calls) == 2
 
 
 def test_a_result_comes_back_from_its_file(tmp_path):
@@ -202,6 +203,7 @@ def test_a_result_comes_back_from_its_file(tmp_path):
         (Miss("", 1, "a", "b", None, 2, 0.5, 0.75),),
         {"zeroshot_acc": np.ones((2, 2))},
         np.array([0, 2]),
+        written=(Written(2, "a dog", ("a dog barks",), {"CIDEr_D": 0.5}),),
     )
     kept.write(tmp_path / "a.npz", result)
     back = kept.read(tmp_path / "a.npz")
