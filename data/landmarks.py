@@ -258,8 +258,10 @@ def _is_copy(found: Likeness, matches: int) -> bool:
 
 
 def _is_whole_copy(found: Likeness, matches: int) -> bool:
-    """As `_is_copy`, where all of a sound is compared."""
-    return (matches >= 8 and found.score >= 0.42) or _is_same_shape(found)
+    """As `_is_copy`, where all of a sound is compared. Hits of one drum machine are
+    alike for two seconds, too; words and drums of less than one are not."""
+    least = 0.42 if found.seconds < 1 else 0.8
+    return (matches >= 8 and found.score >= least) or _is_same_shape(found)
 
 
 def _is_same_shape(found: Likeness) -> bool:
