@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from clap_jax import config as config_lib
-from clap_jax.evals import answers, bootstrap, class_metrics
+from clap_jax.evals import bootstrap, class_metrics, per_answer
 from clap_jax.evals.base import Encoder, Result, encode_audio
 from clap_jax.pipeline import labels as labels_lib
 
@@ -93,7 +93,7 @@ class HeadScores:
                 "intervals": bootstrap.describe(self.draws),
             },
             intervals=own.intervals,
-            misses=answers.class_misses(values, targets, clips, labels, "score"),
+            misses=per_answer.class_misses(values, targets, clips, labels, "score"),
             per_clip=own.per_clip,
             clips=clips,
         )

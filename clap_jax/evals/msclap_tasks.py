@@ -2,7 +2,6 @@
 
 from clap_jax.evals.task import Task
 
-
 BOTH = ("msclap", "msclap2022")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clap_jax import config as config_lib
-from clap_jax.evals import answers, bootstrap, class_metrics, recipes
+from clap_jax.evals import bootstrap, class_metrics, per_answer, recipes
 from clap_jax.evals.base import Encoder, Result, encode_audio
 from clap_jax.evals.recipes import Recipe
 from clap_jax.pipeline import labels as labels_lib
@@ -188,7 +188,7 @@ class Probe:
             labels={"classes": self.labels},
             protocol=self._protocol(len(clips), heads, found.of_parts),
             intervals=found.intervals,
-            misses=answers.class_misses(
+            misses=per_answer.class_misses(
                 values, targets, clips[tested], self.labels, "score"
             ),
             per_clip=found.per_clip,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from clap_jax import config as config_lib
-from clap_jax.evals import answers, bootstrap, scores
+from clap_jax.evals import bootstrap, per_answer, scores
 from clap_jax.evals.base import Encoder, Result, encode_audio, encode_text
 from clap_jax.evals.traps import Traps
 
@@ -160,7 +160,7 @@ class Retrieval:
         shown = shown.round().astype(int)
         first_text = np.searchsorted(self.clip_of[used], clips[shown])
         depths = PROTOCOLS[self.protocol].depths
-        sides = answers.Sides(
+        sides = per_answer.Sides(
             za,
             zt[asked],
             clips,
@@ -186,8 +186,8 @@ class Retrieval:
                 {"t2a": np.searchsorted(clips, self.clip_of[used[asked]]), "a2t": None},
                 len(clips),
             ),
-            misses=answers.retrieval_misses(sides, t2a, a2t),
-            per_clip=answers.retrieval_per_clip(sides, t2a, a2t, depths),
+            misses=per_answer.retrieval_misses(sides, t2a, a2t),
+            per_clip=per_answer.retrieval_per_clip(sides, t2a, a2t, depths),
             clips=clips,
         )
 

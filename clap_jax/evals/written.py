@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clap_jax.evals import answers, bootstrap, class_metrics
+from clap_jax.evals import bootstrap, class_metrics, per_answer
 from clap_jax.evals.base import Encoder, Result, encode_audio
 from clap_jax.pipeline import answers as answers_lib
 from clap_jax.pipeline import labels as labels_lib
@@ -63,7 +63,7 @@ class WrittenAnswers:
         answers_lib.check(what, source, self.template)
         self.expected = [
             {
-                answers.plain(self.template.write(source.tags(clip), [caption])[1])
+                per_answer.plain(self.template.write(source.tags(clip), [caption])[1])
                 for caption in (source.captions(clip) or [""])
             }
             for clip in range(len(source))
@@ -99,9 +99,9 @@ class WrittenAnswers:
         ids = encoder.write(z, asked, writer.length - len(asked))
         written = [writer.read(row) for row in ids]
         expected = [self.expected[clip] for clip in clips]
-        right = [answers.plain(text) in own for text, own in zip(written, expected)]
+        right = [per_answer.plain(text) in own for text, own in zip(written, expected)]
         found = class_metrics.shares({"exact": np.array(right)}, "", self.draws)
-        misses = answers.written_misses(written, expected, clips)
+        misses = per_answer.written_misses(written, expected, clips)
         names = [prompts.class_name(name) for name in self.labels]
         if self.labels:
             values, targets = self._label_scores(encoder, z), self.targets[clips]
@@ -109,7 +109,7 @@ class WrittenAnswers:
                 values, targets, "label", self.multi_label, self.draws
             )
             found = class_metrics.joined(found, of_labels)
-            misses += answers.class_misses(
+            misses += per_answer.class_misses(
                 values, targets, clips, names, "log-likelihood"
             )
         return Result(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clap_jax import config as config_lib
-from clap_jax.evals import answers, bootstrap, class_metrics, scores
+from clap_jax.evals import bootstrap, class_metrics, per_answer, scores
 from clap_jax.evals.base import Encoder, Result, encode_audio, encode_text
 from clap_jax.evals.traps import Traps
 from clap_jax.text import descriptions as descriptions_lib
@@ -214,7 +214,7 @@ class ZeroShot:
             labels={"classes": self.labels, "prompts": list(wordings)},
             protocol=self._says(len(clips)),
             intervals=found.intervals,
-            misses=answers.class_misses(similarity, targets, clips, self.labels),
+            misses=per_answer.class_misses(similarity, targets, clips, self.labels),
             per_clip=found.per_clip,
             clips=clips,
         )

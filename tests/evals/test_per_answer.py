@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clap_jax.evals import Retrieval, ZeroShot, answers
+from clap_jax.evals import Retrieval, ZeroShot, per_answer
 from tests.evals.fakes import FakeEncoder, FakeSource
 
 
@@ -52,7 +52,7 @@ def test_the_worst_answers_are_those_of_a_full_search(retrieval):
     ranks = (cosine >= own[:, None]).sum(axis=1)
 
     misses = [miss for miss in result.misses if miss.direction == "t2a"]
-    assert len(misses) == answers.MISSES
+    assert len(misses) == per_answer.MISSES
     assert [miss.rank for miss in misses] == sorted(
         (miss.rank for miss in misses), reverse=True
     )
@@ -128,8 +128,8 @@ def test_several_tags_and_none():
 )
 def test_words_in_common(one, other, share):
     for found in (
-        answers.words_in_common(one, other),
-        answers.words_in_common(other, one),
+        per_answer.words_in_common(one, other),
+        per_answer.words_in_common(other, one),
     ):
         assert found == pytest.approx(share)
 
@@ -139,15 +139,15 @@ def test_the_furthest_of_many_written_answers():
     words = "a b c d e f g h i j k l m n o p q r s t".split()
     written = [" ".join(words[:k] + ["x"] * (20 - k)) for k in range(21)]
     expected = [{"z", " ".join(words)}] * 21
-    misses = answers.written_misses(written, expected, np.arange(100, 121))
+    misses = per_answer.written_misses(written, expected, np.arange(100, 121))
     assert [miss.clip for miss in misses] == list(range(100, 112))
     assert [miss.similarity for miss in misses] == [k / 20 for k in range(12)]
     assert misses[3].truth == " ".join(words) and misses[3].found == written[3]
-    assert answers.written_misses([" A  b"], [{"a b"}], np.arange(1)) == ()
-    (miss,) = answers.written_misses([""], [{"a b"}], np.arange(1))
+    assert per_answer.written_misses([" A  b"], [{"a b"}], np.arange(1)) == ()
+    (miss,) = per_answer.written_misses([""], [{"a b"}], np.arange(1))
     assert miss.found == "(nothing)" and miss.similarity == 0
     # The same words in another order are another answer.
-    (miss,) = answers.written_misses(["b a"], [{"a b"}], np.arange(1))
+    (miss,) = per_answer.written_misses(["b a"], [{"a b"}], np.arange(1))
     assert miss.similarity == 1
 
 
