@@ -160,38 +160,31 @@ class Traps:
     ) -> None:
         """The same sound in clips that count as wrong for each other.
 
-        Where many embeddings are equal to the last bit, the sounds of a few of these
+        Where many clips are of one file, or many embeddings are equal (but for their
+        last digits, in which a place in a batch may show), the sounds of a few of these
         clips are compared: a model that has collapsed is no fault of the data.
 
         clips: int [n], positions in the source; embeddings: float [n, E]; groups: int
         [n], clips of one are right for each other.
         """
-        _, sound_of = np.unique(embeddings, axis=0, return_inverse=True)
-        # One clip for each sound of a group, the first; all but one of a sound repeat.
-        pairs = np.stack([sound_of.ravel(), groups], axis=1)
-        sounds, first = np.unique(pairs, axis=0, return_index=True)
-        same = sounds[1:, 0] == sounds[:-1, 0]
-        if same.sum() <= REPEATED_SHARE * len(clips):
-            return
-        suspects = np.flatnonzero(same)
-        chosen = suspects[
-            np.linspace(0, len(suspects) - 1, COMPARED).round().astype(int)
-        ]
-        repeats = [
-            pair
-            for pair in (clips[first[[i, i + 1]]].tolist() for i in np.unique(chosen))
-            if _sound_alike(source, *pair)
-        ]
-        if len(repeats) <= len(np.unique(chosen)) / 2:
-            return
-        one, other = sorted(repeats[0])
-        self._refuse(
-            "repeated_audio",
-            f"{same.sum():,} of its {len(clips):,} clips repeat another's sound (clips "
-            f"{one} and {other} are the same), which makes right answers wrong. "
-            "AudioCaps' tables have one row a caption: merge_rows=True makes one clip of "
-            "the rows of a file",
-        )
+        _, by_vector = np.unique(embeddings.round(3), axis=0, return_inverse=True)
+        for sound_of in (_by_file(source, clips), by_vector.ravel()):
+            repeated = _repeated(sound_of, groups)
+            if len(repeated) <= REPEATED_SHARE * len(clips):
+                continue
+            chosen = np.linspace(0, len(repeated) - 1, COMPARED).round().astype(int)
+            pairs = clips[repeated[np.unique(chosen)]].tolist()
+            same = [pair for pair in pairs if _sound_alike(source, *pair)]
+            if len(same) <= len(pairs) / 2:
+                continue
+            one, other = sorted(same[0])
+            self._refuse(
+                "repeated_audio",
+                f"{len(repeated):,} of its {len(clips):,} clips repeat another's sound "
+                f"(clips {one} and {other} are the same), which makes right answers "
+                "wrong. AudioCaps' tables have one row a caption: merge_rows=True makes "
+                "one clip of the rows of a file",
+            )
 
     def _refuse(self, trap: str, reason: str) -> None:
         if trap not in self._accept:
@@ -200,6 +193,23 @@ class Traps:
                 "the results)"
             )
         self.found[trap] = reason
+
+
+def _by_file(source: "Source", clips: np.ndarray) -> np.ndarray:
+    """A number for the file of each clip; all differ where clips are not files."""
+    files = getattr(source, "audio_files", list)()
+    if len(files) != len(source):
+        return np.arange(len(clips))
+    return np.unique(np.array(files)[clips], return_inverse=True)[1]
+
+
+def _repeated(sound_of: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Places [k, 2] of pairs with one sound in two groups: the first clip of each group
+    that has the sound, and the one before it."""
+    pairs = np.stack([sound_of, groups], axis=1)
+    sounds, first = np.unique(pairs, axis=0, return_index=True)
+    same = np.flatnonzero(sounds[1:, 0] == sounds[:-1, 0])
+    return np.stack([first[same], first[same + 1]], axis=1)
 
 
 def _sound_alike(source: "Source", one: int, other: int) -> bool:

@@ -121,6 +121,12 @@ def test_other_data_under_the_same_protocol_is_found(written):
     assert not runs.is_paired(first, other, "kinds")
 
 
+def test_the_same_data_elsewhere_is_the_same(written):
+    one = written("one", 1.0, data="esc50 in /a/esc50")
+    other = written("other", 1.0, data="esc50 in /b/esc50")
+    assert runs.protocol_differences([one, other], "kinds") == []
+
+
 def test_another_crop_counts_where_the_front_end_is_the_same(written):
     one, two = written("one", 1.0), written("two", 1.0)
     cropped = written("cropped", 1.0, clip="5 s, random")

@@ -67,6 +67,24 @@ def test_repeated_audio_is_refused():
     assert result.metrics["t2a_R@1"] == 1 and "accepted" not in result.protocol
 
 
+def test_repeated_files_are_found_whatever_is_heard_of_them():
+    """As with a random window of each row of AudioCaps' table."""
+
+    class Files(FakeSource):
+        def audio_files(self):
+            return [f"{sound}.wav" for sound in sounds]
+
+    texts, sounds, meanings = rows_of_captions(20)
+    encoder = FakeEncoder(meanings, meaning, noise=0.5)
+    assert Retrieval(FakeSource(texts, sounds=sounds)).run(encoder).metrics
+    with pytest.raises(ValueError, match="80 of its 100 clips repeat another's sound"):
+        Retrieval(Files(texts, sounds=sounds)).run(encoder)
+    # The last digits of a vector do not hide it either.
+    nearly = FakeEncoder(meanings, meaning, noise=1e-6)
+    with pytest.raises(ValueError, match="of its 100 clips repeat another's sound"):
+        Retrieval(FakeSource(texts, sounds=sounds)).run(nearly)
+
+
 def test_a_model_that_has_collapsed_is_no_fault_of_the_data():
     texts = [[f"sound {i}"] for i in range(20)]
     source = FakeSource(texts, sounds=range(20))
