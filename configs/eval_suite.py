@@ -6,8 +6,9 @@
 CKPT is any checkpoint, converted or not (a released .pt or .pth, a folder of Hugging
 Face's, a workdir, an export); without it, the workdir's own newest model is examined.
 results.json and report.html have every task: those whose data is not in DIR are listed as
-absent, with the command that prepares it. The table, with the source of each choice, is
-clap_jax/evals/tasks.py.
+absent, with the command that prepares it, and those that are refused with the reason. A
+run that was stopped goes on behind the last task that was finished. The table, with the
+source of each choice, is clap_jax/evals/tasks.py.
 
     suite=msclap | msclap2022 | laion | more | small, joined by "+"; all (but small)
     tasks=esc50+clotho      these alone
