@@ -16,13 +16,15 @@ NAMES = {
     "F1_micro": "F1 micro",
     "F1_macro": "F1 macro",
     "median_rank": "median rank",
+    "exact": "exact answers",
     "bad_clips": "bad clips",
 }
-PREFIXES = ("zeroshot_", "probe_", "head_")
+PREFIXES = ("zeroshot_", "probe_", "head_", "label_")
 ABSENT = "Not evaluated"
 KINDS = {
     "retrieval": "Retrieval",
     "zeroshot": "Zero-shot classification",
+    "answers": "Written answers",
     "probe": "Probes on frozen embeddings",
     "classifier": "Supervised classification",
 }
@@ -90,7 +92,7 @@ def metric_name(metric: str) -> str:
 def is_share(metric: str) -> bool:
     """Whether a metric is between 0 and 1 and shown in percent."""
     parts = ("R@", "mAP", "AUC", "F1")
-    return metric.endswith(("acc", "top5", "acc_deviation")) or any(
+    return metric.endswith(("acc", "top5", "acc_deviation", "exact")) or any(
         part in metric for part in parts
     )
 
