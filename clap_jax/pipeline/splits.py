@@ -10,11 +10,20 @@ from clap_jax.pipeline.manifest import inspect_manifest
 # Splits that never train, the one to test on first.
 HELD_OUT = ("test", "eval", "validation", "valid", "val", "dev")
 
+# What separates labels, by names for what a config's argument or a shell would take
+# for something else.
+SEPARATORS = {"comma": ",", "semicolon": ";", "bar": "|", "space": " ", "tab": "\t"}
 
-def inspect(path: str, column: str = "") -> dict[str, Any]:
+
+def separator(text: str) -> str:
+    """What is between the labels of a cell: the text itself, or what it is a name of."""
+    return SEPARATORS.get(text, text)
+
+
+def inspect(path: str, column: str = "", separator: str = "") -> dict[str, Any]:
     """`inspect_manifest`, with the values of `column` among its `values` as well, which
     then is what divides the table. Raises ManifestError, also for an unknown column."""
-    table = inspect_manifest(path)
+    table = inspect_manifest(path, separator)
     if not column:
         return table
     columns = tables.read(path).columns
@@ -38,6 +47,37 @@ def division(table: Mapping[str, Any]) -> tuple[str, list[str]]:
         if len(values) > 1:
             return name, list(values)
     return "", []
+
+
+def folds(
+    table: Mapping[str, Any],
+) -> list[tuple[str, dict[str, list[str]], dict[str, list[str]]]]:
+    """Each fold's name, and the filters for the rows to train on and to test on.
+
+    table: from `inspect`. Every value of its column of folds, or of the one that was
+    asked for, is tested once, and all other rows train. Rows without a value are never
+    tested. Raises ConfigError where nothing, or splits, divide the table.
+    """
+    column = table["fold_column"] or table["split_column"]
+    values = table["values"].get(column, [])
+    names = [value for value in values if value]
+    if len(names) < 2:
+        raise ConfigError(
+            f"{table['path']} has no folds: expected a column fold, or one that column= "
+            f"names, with several values{f', found {names} in {column}' if column else ''}"
+        )
+    splits = reserved_values(names) + [
+        n for n in names if n.lower().startswith("train")
+    ]
+    if splits:
+        raise ConfigError(
+            f"{column} of {table['path']} has splits ({', '.join(splits)}), expected "
+            "folds: column=NAME names another column"
+        )
+    return [
+        (name, {column: [value for value in values if value != name]}, {column: [name]})
+        for name in names
+    ]
 
 
 def held_out(
