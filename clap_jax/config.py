@@ -167,13 +167,14 @@ def default() -> ConfigDict:
     # files: what `sources` names | synthetic_device: noise that stays in the device's
     # memory, to see how fast training is without any input.
     config.data.source = "files"
-    # Named sources: {"kind": manifest | array_record | tfds | laion_tar | synthetic,
-    # "name": ..., "weight": share of the mixture (0: in proportion to size), "task": with
-    # task.name=answer, options of the kind}.
+    # Named sources: {"kind": manifest | array_record | tfds | laion_tar | hdf5 |
+    # synthetic, "name": ..., "weight": share of the mixture (0: in proportion to size),
+    # "task": with task.name=answer, options of the kind}.
     # Any of them may have "generated": a file of captions that `python -m data.caption`
     # made, or several, and "captions": which are used: none (only the clip's own) | all
     # | augment_only (generated ones where there are any), or probabilities by origin,
-    # {"original": 0.5, "t5": 0.5}.
+    # {"original": 0.5, "t5": 0.5}. And "exclude": a file of the ids of clips to leave
+    # out, as `python -m data.overlap` writes it.
     config.data.sources = ()
     # How sizes make shares: in proportion to weight * size^(1/this), where a source
     # without a weight has weight 1. 1: each as often as it has clips; large: all alike.

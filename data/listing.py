@@ -25,12 +25,21 @@ class Rejected(NamedTuple):
 
 
 class Query(NamedTuple):
-    """Which clips: names of `sources.build_source`, in a form that can be sent about."""
+    """Which clips: an entry of `data.sources`, in a form that can be sent about."""
 
     kind: str
-    path: str
+    path: str  # or the data set's name; "" where it is among the options
     options: str = "{}"  # JSON
     exclude: str = ""  # a file with an id a line
+
+    @property
+    def label(self) -> str:
+        """What tables call it: the name that it was given, else its path and split."""
+        options = json.loads(self.options)
+        if "name" in options:
+            return options["name"]
+        path = self.path or options.get(sources.place(self.kind), self.kind)
+        return ", ".join(filter(None, (str(path), options.get("split"))))
 
 
 class Listing:
@@ -97,19 +106,24 @@ def read(query: Query) -> Listing:
     Raises what the source raises when nothing can be used.
     """
     options = json.loads(query.options)
-    exclude = tables.read_ids(query.exclude) if query.exclude else set()
+    lists = [query.exclude]
+    if query.kind != "manifest":  # whose own knows the rows of one clip
+        lists.append(options.pop("exclude", ""))
+    exclude = {name for path in lists if path for name in tables.read_ids(path)}
+    path = query.path or options.pop(sources.place(query.kind), "")
     reader = _READERS.get(query.kind, _read_other)
-    parts, rejected, rates_hz = reader(query.kind, query.path, options)
+    parts, rejected, rates_hz = reader(query.kind, path, options)
     return Listing(parts, rejected, exclude, rates_hz)
 
 
-def _build(kind: str, path: str, options: Mapping[str, Any]) -> Source:
+def _build(kind: str, path: Any, options: Mapping[str, Any]) -> Source:
     name = options.get("name", kind)
     rest = {key: value for key, value in options.items() if key != "name"}
-    return sources.build_source(kind, name, ({"path": path} if path else {}) | rest)
+    where = {sources.place(kind): path} if path else {}
+    return sources.build_source(kind, name, where | rest)
 
 
-def _read_other(kind: str, path: str, options: Mapping) -> tuple[list, list, dict]:
+def _read_other(kind: str, path: Any, options: Mapping) -> tuple[list, list, dict]:
     source = _build(kind, path, options)
     return [source], _problems(source), {}
 
@@ -156,7 +170,7 @@ def _kind(reason: str) -> str:
 # --- tables and folders ---
 
 
-def _read_manifest(kind: str, path: str, options: Mapping) -> tuple[list, list, dict]:
+def _read_manifest(kind: str, path: Any, options: Mapping) -> tuple[list, list, dict]:
     """A table without its bad rows; whether files are there is seen when they are read."""
     bad: list[tables.Problem] = []
     table = tables.read(path, bad)
@@ -164,7 +178,7 @@ def _read_manifest(kind: str, path: str, options: Mapping) -> tuple[list, list, 
     options = {"check_files": False, **options}
     while True:
         try:
-            source = _build(kind, table, options)  # type: ignore[arg-type]
+            source = _build(kind, table, options)
         except manifest.ManifestError as error:
             named = {problem.line: problem for problem in reversed(error.problems)}
             rows = [row for row, line in enumerate(table.lines) if line in named]
@@ -232,7 +246,7 @@ def _rates(
 # --- shards ---
 
 
-def _read_tars(kind: str, path: str, options: Mapping) -> tuple[list, list, dict]:
+def _read_tars(kind: str, path: Any, options: Mapping) -> tuple[list, list, dict]:
     """Tar shards without those that are none."""
     try:
         return _read_other(kind, path, options)
@@ -250,14 +264,16 @@ def _read_tars(kind: str, path: str, options: Mapping) -> tuple[list, list, dict
             rejected.append(Rejected("", shard, "broken_shard", reason))
     if not good:
         return _read_other(kind, path, options)
-    source = _build(kind, good, options)  # type: ignore[arg-type]
+    source = _build(kind, good, options)
     return [source], rejected + _problems(source), {}
 
 
 def _read_array_record(
-    kind: str, path: str, options: Mapping
+    kind: str, path: Any, options: Mapping
 ) -> tuple[list, list, dict]:
     """Packed files one by one, without those that are damaged."""
+    if "generated" in options:  # captions of clips in any of the files
+        return _read_other(kind, path, options)
     files = remote.expand(path, array_record.SUFFIX)
     parts, rejected = [], []
     for file in files:

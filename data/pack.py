@@ -16,8 +16,11 @@ from clap_jax.pipeline import array_record, sources
 from data import clips, jobs, listing, report, shards
 
 DESCRIPTION = """Pack the clips of a table, a folder of sounds, LAION's tar shards,
-ArrayRecord or BLAT's HDF5 into ArrayRecord shards, which a config reads by
-{"kind": "array_record", "path": OUT}.
+ArrayRecord, a data set of data.prepare or BLAT's HDF5 into ArrayRecord shards, which a
+config reads by {"kind": "array_record", "path": OUT}.
+
+SOURCE is a path, or any entry of a config's data.sources as JSON. Of a prepared data set
+at a path, all splits are packed, unless --options name one.
 
 Every clip is decoded and checked. What cannot be used is left out, and listed with the
 reason in OUT/rejects.csv. The shards have the same bytes whatever the number of workers.
@@ -27,6 +30,7 @@ EXAMPLES = """examples:
   python -m data.pack sounds.csv packed --encoding=flac --rate_hz=48000 --workers=8
   python -m data.pack sounds.csv packed --options='{"where": {"split": "train"}}'
   python -m data.pack 'laion/{000..123}.tar' packed --exclude=overlap/exclude.txt
+  python -m data.pack tfds/clotho/1.0.0 packed --options='{"split": "development"}'
   python -m data.pack waveform.csv packed --kind=hdf5 --options='{"captions": "train.json"}'
   python -m data.pack gs://bucket/sounds.csv gs://bucket/packed --runner=DataflowRunner \\
       --project=P --region=R --temp_location=gs://bucket/tmp --sdk_container_image=IMAGE
@@ -41,7 +45,7 @@ def make_parser() -> Parser:
     """The options of the command line, without Beam's."""
     parser = Parser("data.pack", description=DESCRIPTION, epilog=EXAMPLES)
     add = parser.add_argument
-    add("source", help="table, folder, tar shards, ArrayRecord or HDF5; path or URL")
+    add("source", help=SOURCE_HELP)
     add("out", help="folder for the shards and the report; path or URL")
     add_query(parser)
     for field in dataclasses.fields(clips.Settings):
@@ -68,6 +72,7 @@ HELP = {
     "min_peak_dbfs": "reject clips that never get louder (%(default)s)",
     "any_extension": "take files whose name promises another format than they have",
 }
+SOURCE_HELP = "table, folder, shards, prepared data set (path or URL); or JSON"
 BAD_HELP = "stop when more than this share of the clips is rejected (%(default)s)"
 
 
@@ -80,8 +85,12 @@ def add_query(parser: argparse.ArgumentParser) -> None:
     add("--exclude", default="", metavar="FILE", help="ids to leave out, one a line")
 
 
-def query(path: str, kind: str, options: str, exclude: str = "") -> listing.Query:
-    """Options of the command line as a query. Raises ValueError."""
+def query(data: str, kind: str, options: str, exclude: str = "") -> listing.Query:
+    """Options of the command line as a query. Raises ValueError.
+
+    data: a path, which `kind` and `options` are for; or an entry of `data.sources` as
+        JSON, which has its own.
+    """
     try:
         fields = json.loads(options)
     except ValueError:
@@ -89,9 +98,25 @@ def query(path: str, kind: str, options: str, exclude: str = "") -> listing.Quer
     if not isinstance(fields, dict):
         reason = f"--options is {options}, expected a JSON object {{...}}"
         raise ValueError(reason)  # noqa: TRY004 (what a person wrote)
-    path, exclude = absolute(path), absolute(exclude)
-    kind = kind or sources.section(path)["kind"]
-    return listing.Query(kind, path, json.dumps(fields, sort_keys=True), exclude)
+    if sources.is_entry(data):
+        if kind or fields:
+            raise ValueError(f"--kind and --options are for paths, not for {data:.60}")
+        fields = sources.entry(data)
+        kind = fields.pop("kind")
+        fields.pop("weight", None)  # of training
+        data = fields.pop(sources.place(kind), "")
+    else:
+        kind = kind or sources.section(absolute(data))["kind"]
+        if kind == "tfds":
+            fields.setdefault("split", "all")
+    if not isinstance(data, str):  # several paths
+        fields[sources.place(kind)], data = list(map(absolute, data)), ""
+    if kind != "tfds" or os.path.isdir(os.path.expanduser(data)):  # else it is a name
+        data = absolute(data)
+    if "data_dir" in fields:
+        fields["data_dir"] = absolute(fields["data_dir"])
+    text = json.dumps(fields, sort_keys=True)
+    return listing.Query(kind, data, text, absolute(exclude))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -182,7 +207,7 @@ def pack(
     listing.read.cache_clear()
     clip_list = listing.read(wanted)
     if not len(clip_list):
-        raise shards.PackError(f"{wanted.path}: no clip is left to be packed")
+        raise shards.PackError(f"{wanted.label}: no clip is left to be packed")
     total = len(clip_list) + len(clip_list.rejected)
     count = count or -(-len(clip_list) // CLIPS_IN_A_SHARD)
     if count > len(clip_list):

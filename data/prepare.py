@@ -1,11 +1,14 @@
 """Prepare data sets as ArrayRecord files: `python -m data.prepare esc50 --help`."""
 
 import argparse
+import contextlib
+import functools
 import json
 import re
+import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -50,51 +53,141 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare(row: DataSet, config: str, options: argparse.Namespace) -> int:
-    """Prepare a data set and say where it is; returns the exit status."""
+    """Prepare a data set and say where it is; returns the exit status.
+
+    Raises LayoutError where it is there already, but not with all that is asked for.
+    """
     data_dir = Path(options.data_dir).expanduser()
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    made = builder.make(
+    make = functools.partial(
+        builder.make,
         row,
         config,
         data_dir=data_dir,
-        splits=tuple(filter(None, options.splits.split(","))),
+        splits=_splits_of(options),
         allow_partial=options.allow_partial,
         download=options.download,
     )
-    is_there = Path(made.data_path).exists() and not options.overwrite
-    modes = tfds.download.GenerateMode
-    made.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            manual_dir=options.manual_dir
-            or data_dir / "downloads" / "manual" / row.name,
-            download_mode=modes.REUSE_CACHE_IF_EXISTS
-            if options.overwrite
-            else modes.REUSE_DATASET_IF_EXISTS,
+    made = make()
+    if _bring_back(Path(made.data_path)):
+        made = make()
+    is_there = Path(made.data_path).exists()
+    if is_there:
+        _check_there(made, config, options)
+        is_there = not options.overwrite
+    manual = options.manual_dir or data_dir / "downloads" / "manual" / row.name
+    with _set_aside(Path(made.data_path), options.overwrite):
+        made.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(manual_dir=manual)
         )
-    )
     print(_result(row, made, is_there))
     return 0
+
+
+@contextlib.contextmanager
+def _set_aside(folder: Path, overwrite: bool) -> Iterator[None]:
+    """Keep what is to be written anew until that is done: it may fail."""
+    if overwrite and folder.exists():
+        folder.rename(_aside(folder))
+    try:
+        yield
+    finally:
+        _bring_back(folder)
+
+
+def _bring_back(folder: Path) -> bool:
+    """What was set aside lies in its place again, or goes where that is taken.
+
+    Returns whether it does the first: so too when an earlier run was killed.
+    """
+    aside = _aside(folder)
+    if not aside.exists():
+        return False
+    if folder.exists():
+        shutil.rmtree(aside)
+        return False
+    aside.rename(folder)
+    return True
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f"before.{folder.name}")
+
+
+def _check_there(
+    made: builder.ClipBuilder, config: str, options: argparse.Namespace
+) -> None:
+    """Raise LayoutError if what is there is not what is asked for; warn of what goes."""
+    there = {name: info.num_examples for name, info in made.info.splits.items()}
+    wanted = builder.chosen_splits(made.row, config, _splits_of(options))
+    holds = f"{made.data_path} holds {_numbers(there)}"
+    if options.overwrite:
+        gone = {name: n for name, n in there.items() if name not in wanted}
+        if gone:
+            print(
+                f"data.prepare: {holds}: --overwrite drops {_numbers(gone)}",
+                file=sys.stderr,
+            )
+        return
+    if _is_changed(made, there):
+        raise LayoutError(
+            f"{holds}, packed from another table, or with other options: --overwrite "
+            "packs it anew, another --name packs this one beside it"
+        )
+    # Some splits were looked for, and this copy of the set has none of them.
+    known = there.keys() | tfds_source.listed_clips(made.data_path)
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        every = ",".join(dict.fromkeys((*there, *missing)))
+        raise LayoutError(
+            f"{holds}, not {', '.join(missing)}. A data set is written as a whole: "
+            f"--overwrite --splits={every} prepares these anew and the others too"
+        )
+
+
+def _is_changed(made: builder.ClipBuilder, there: Mapping[str, int]) -> bool:
+    """Whether a table says something else than what was packed."""
+    if not made.row.digest:
+        return False
+    known = made.info.metadata.get(builder.DIGEST)
+    if known is None:  # packed before digests were written down
+        now = made.row.splits
+        return any(now.get(name) != clips for name, clips in there.items())
+    return known != made.row.digest
+
+
+def _splits_of(options: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(filter(None, options.splits.split(",")))
+
+
+def _numbers(splits: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {clips}" for name, clips in splits.items())
 
 
 def _result(row: DataSet, made: builder.ClipBuilder, was_there: bool) -> str:
     """The message at the end."""
     infos = made.info.splits
-    numbers = ", ".join(f"{name} {info.num_examples}" for name, info in infos.items())
+    there = {name: info.num_examples for name, info in infos.items()}
     size_mib = sum(info.num_bytes for info in infos.values()) / 2**20
     published = row.splits_of(made.builder_config.name if made.builder_config else "")
+    listed = tfds_source.listed_clips(made.data_path)
+    expected = {name: published.get(name) or listed.get(name) for name in there}
     short = [
-        f"{name} has {info.num_examples} of {published[name]} clips"
-        for name, info in infos.items()
-        if published[name] not in (None, info.num_examples)
+        f"{name} has {clips} of {expected[name]} clips"
+        for name, clips in there.items()
+        if expected[name] not in (None, clips)
     ]
+    # Where nobody published a number, the list is all there is to compare with.
+    own = {name: n for name, n in listed.items() if published.get(name) is None}
     first = next(iter(infos))
     name = "/".join(Path(made.data_path).relative_to(made.data_dir_root).parts[:-1])
     source = {"kind": "tfds", "dataset": name, "split": first}
     source["data_dir"] = str(made.data_dir_root)
     lines = [
-        f"{name}: {sum(i.num_examples for i in infos.values())} clips ({numbers}), "
+        f"{name}: {sum(there.values())} clips ({_numbers(there)}), "
         f"{size_mib:.1f} MiB. Licence: {row.licence}.",
+        *([f"Listed by the set itself: {_numbers(own)}."] if own else []),
         *(["Incomplete: " + "; ".join(short) + "."] if short else []),
         f"{'It was there already' if was_there else 'Prepared'}: {made.data_path}"
         + (" (--overwrite makes it anew)" if was_there else ""),
@@ -205,7 +298,9 @@ def _with_common(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "says how many are",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="prepare it anew where it is there"
+        "--overwrite",
+        action="store_true",
+        help="prepare it anew where it is there; splits that --splits does not name go",
     )
     return parser
 

@@ -102,7 +102,7 @@ def index_block(search: Search, block: int) -> None:
     sounds, unheard = [], []
     for index, wave in _waves(clip_list, number):
         if isinstance(wave, str):
-            unheard.append([clip_list.id(index), query.path, wave])
+            unheard.append([clip_list.id(index), query.label, wave])
         else:
             sounds.append((before + index, wave))
     found = landmarks.build(sounds)
@@ -157,11 +157,13 @@ def find_block(search: Search, block: int) -> None:
     for number, wave in _waves(train, block):
         name = train.id(number)
         if isinstance(wave, str):
-            unheard.append([name, search.train.path, wave])
+            unheard.append([name, search.train.label, wave])
             continue
         sound = landmarks.landmarks(wave)
         if not len(sound.hashes):
-            unheard.append([name, search.train.path, "too short or silent to be found"])
+            unheard.append(
+                [name, search.train.label, "too short or silent to be found"]
+            )
         best: dict[int, landmarks.Likeness] = {}
         for candidate in index.find(sound):
             clip = _eval_wave(search, candidate.clip)
@@ -175,7 +177,7 @@ def find_block(search: Search, block: int) -> None:
             hits.append(
                 Hit(
                     name,
-                    query.path,
+                    query.label,
                     listing.read(query).id(place),
                     "sound",
                     round(likeness.lag_samples / landmarks.RATE_HZ, 3),

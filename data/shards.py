@@ -133,7 +133,7 @@ def pack(plan: Plan, shard: int) -> int:
     clip_list = listing.read(plan.query)
     if clip_list.digest != plan.digest:
         raise PackError(
-            f"{plan.query.path or plan.query.kind} changed since packing began: start "
+            f"{plan.query.label} changed since packing began: start "
             "again with another folder"
         )
     part = Part(plan.key, os.path.basename(plan.file(shard)))
@@ -226,7 +226,7 @@ def _packed(
     `part` gets what is said of all of them, `written` a checksum of each that is given.
     """
     for index in plan.clips(shard):
-        name, path = clip_list.id(index), plan.query.path
+        name, path = clip_list.id(index), plan.query.label
         try:
             example = _read(clip_list, index)
             if isinstance(example["audio"], str):

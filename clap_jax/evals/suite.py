@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from clap_jax import remote
 from clap_jax.evals import bootstrap
 from clap_jax.evals.task import Task
 from clap_jax.evals.tasks import NO_CAPTIONER, SUITES, TASKS
+from clap_jax.pipeline import tfds
 
 ALL = "all"
 
@@ -47,7 +49,7 @@ def sections(
         raise config_lib.ConfigError(
             config_lib.unknown("task in sources", unknown[0], TASKS)
         )
-    data_dir = os.path.expanduser(data_dir or default_data_dir())
+    data_dir = os.path.expanduser(data_dir or tfds.default_data_dir())
     found = {}
     for task in chosen:
         section = {"about": about(task)}
@@ -59,14 +61,14 @@ def sections(
         if missing:
             section |= {"kind": "absent", "reason": missing}
             if source["kind"] == "tfds":
-                command = f"python -m data.prepare {task.dataset} --data_dir={data_dir}"
-                section["prepare"] = command
+                section["prepare"] = _command(source)
             found[task.name] = section
             continue
         section |= {"kind": task.kind, "source": {"name": task.dataset} | source}
         section |= {"batch_size": batch_size, "draws": draws, **task.options}
         section |= {} if crop_seed is None else {"crop_seed": crop_seed}
-        numbers = {"clips": task.clips, "classes": task.classes}
+        clips = task.clips or _listed_clips(source)
+        numbers = {"clips": clips, "classes": task.classes}
         official = {name: number for name, number in numbers.items() if number}
         section["official"] = official | dict(task.options.get("official", {}))
         section["accept"] = tuple(accept)
@@ -101,11 +103,6 @@ def about(task: Task) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value}
 
 
-def default_data_dir() -> str:
-    """Where TFDS keeps data sets unless it is told another place."""
-    return os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-
-
 def what_is_missing(source: Mapping[str, Any]) -> str:
     """A sentence if the data of a source is not there at all; "" if it is.
 
@@ -121,20 +118,64 @@ def what_is_missing(source: Mapping[str, Any]) -> str:
 
 
 def _missing_tfds(source: Mapping[str, Any]) -> str:
-    """Whether TFDS's dataset_info.json is there, and has the splits."""
-    folder = Path(source["data_dir"]) / source["dataset"]
-    infos = sorted(folder.glob("*/dataset_info.json"))
-    if not infos:
-        return f"{source['dataset']} is not prepared in {source['data_dir']}"
-    splits = {own["name"] for own in json.loads(infos[-1].read_text())["splits"]}
-    wanted = [part.partition("[")[0] for part in source["split"].split("+")]
-    missing = [name for name in wanted if name not in splits and name != ALL]
+    """A sentence if the data set is not there, or lacks a split; "" if it is whole."""
+    data_dir, dataset, folder = _place(source)
+    if folder is None:
+        return f"{dataset} is not prepared in {data_dir}"
+    there = _splits_there(folder)
+    missing = [name for name in _splits(source) if name not in (*there, ALL)]
     if missing:
         return (
-            f"{source['dataset']} in {source['data_dir']} has no split {missing[0]} "
-            f"(there: {', '.join(sorted(splits))})"
+            f"{dataset} in {data_dir} has no split {missing[0]} "
+            f"(there: {', '.join(sorted(there))})"
         )
     return ""
+
+
+def _place(source: Mapping[str, Any]) -> tuple[str, str, Path | None]:
+    """Where data sets are, which one is meant, and its folder if it is prepared."""
+    data_dir = os.path.expanduser(source.get("data_dir") or tfds.default_data_dir())
+    try:
+        folder = Path(tfds.find(source["dataset"], data_dir))
+    except tfds.TfdsError:
+        folder = None
+    return data_dir, source["dataset"], folder
+
+
+def _splits_there(folder: Path) -> list[str]:
+    """The splits of a prepared data set."""
+    return [
+        own["name"] for own in json.loads((folder / tfds.INFO).read_text())["splits"]
+    ]
+
+
+def _splits(source: Mapping[str, Any]) -> list[str]:
+    """The splits that a source takes something of."""
+    wanted = source.get("split", "train")
+    return [part.partition("[")[0] for part in wanted.split("+")]
+
+
+def _command(source: Mapping[str, Any]) -> str:
+    """What prepares a source that is missing, and keeps the splits that are there."""
+    data_dir, dataset, folder = _place(source)
+    command = ["python", "-m", "data.prepare", dataset, f"--data_dir={data_dir}"]
+    if folder is not None:
+        splits = dict.fromkeys((*_splits_there(folder), *_splits(source)))
+        command += ["--overwrite", f"--splits={','.join(splits)}"]
+    return shlex.join(command)
+
+
+def _listed_clips(source: Mapping[str, Any]) -> int:
+    """How many clips a prepared set's own list names, of which some may not be there;
+    0 where that is not known."""
+    if source["kind"] != "tfds":
+        return 0
+    *_, folder = _place(source)
+    listed = tfds.listed_clips(folder)
+    splits = _splits(source)
+    if ALL in splits:
+        splits = _splits_there(folder)
+    return sum(listed.get(name, 0) for name in splits)
 
 
 def _chosen(suite: str, tasks: Sequence[str]) -> list[Task]:

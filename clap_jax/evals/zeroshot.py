@@ -10,6 +10,7 @@ from clap_jax import config as config_lib
 from clap_jax.evals import bootstrap, class_metrics, per_answer, scores
 from clap_jax.evals.base import Encoder, Result, encode_audio, encode_text
 from clap_jax.evals.traps import Traps
+from clap_jax.pipeline import labels as labels_lib
 from clap_jax.text import descriptions as descriptions_lib
 from clap_jax.text import prompts
 
@@ -154,11 +155,11 @@ class ZeroShot:
         self.templates = _templates(templates, described=descriptions is not None)
         if not len(source):
             raise ValueError(f"zeroshot: source '{source.name}' has no clips")
-        tags = [list(dict.fromkeys(source.tags(i))) for i in range(len(source))]
-        if labels is None:
-            labels = sorted({tag for own in tags for tag in own})
-        self.labels = list(labels)
-        self.targets = _targets(source.name, tags, self.labels, untagged)
+        tags = labels_lib.tags_of(source)
+        self.labels = list(labels_lib.class_names(tags) if labels is None else labels)
+        self.targets = labels_lib.multi_hot(
+            "zeroshot", source.name, tags, self.labels, untagged=untagged
+        )
         self.metric = _metric(metric, self.targets, source.name)
         self.multi_label = self.metric != "accuracy"
         self.traps = Traps(f"zeroshot of source '{source.name}'", accept, official)
@@ -322,27 +323,3 @@ def _decided(similarity, targets, decision) -> np.ndarray:
         return similarity > 0
     best = scores.predictions(similarity, targets)
     return np.arange(similarity.shape[1]) == best[:, None]
-
-
-def _targets(
-    source_name: str, tags: list[list[str]], labels: list[str], untagged: bool
-) -> np.ndarray:
-    """Which clip has which label, bool [n, C]; errors as in `ZeroShot`."""
-    column = {label: i for i, label in enumerate(labels)}
-    if len(column) < len(labels):
-        twice = sorted({label for label in labels if labels.count(label) > 1})
-        raise ValueError(f"zeroshot: labels repeat: {', '.join(twice)}")
-    targets = np.zeros((len(tags), len(labels)), bool)
-    for clip, own in enumerate(tags):
-        if not own and not untagged:
-            raise ValueError(
-                f"zeroshot: clip {clip} of source '{source_name}' has no tag"
-            )
-        for tag in own:
-            if tag not in column:
-                raise ValueError(
-                    f"zeroshot: clip {clip} of source '{source_name}' has an "
-                    + config_lib.unknown("label", tag, labels)
-                )
-            targets[clip, column[tag]] = True
-    return targets

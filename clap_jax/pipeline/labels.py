@@ -27,12 +27,14 @@ def check(
     tags: Sequence[Sequence[str]],
     labels: Sequence[str],
     one_each: bool = False,
+    untagged: bool = False,
 ) -> dict[str, int]:
     """The column of each label, after the tags of all clips are found to be labels.
 
     what: who asks; begins every error. one_each: a clip has exactly one label.
-    Raises ValueError for labels that repeat, and for a clip with no tag, with a tag
-    outside the labels, or (one_each) with several.
+    untagged: clips may have none.
+    Raises ValueError for labels that repeat, and for a clip with no tag (unless
+    untagged), with a tag outside the labels, or (one_each) with several.
     """
     column = {label: i for i, label in enumerate(labels)}
     if len(column) < len(labels):
@@ -40,7 +42,7 @@ def check(
         raise ValueError(f"{what}: labels repeat: {', '.join(twice)}")
     for clip, own in enumerate(tags):
         where = f"{what}: clip {clip} of source '{source_name}' has"
-        if not own:
+        if not own and not untagged:
             raise ValueError(f"{where} no tag")
         if one_each and len(own) > 1:
             raise ValueError(
@@ -61,9 +63,10 @@ def multi_hot(
     tags: Sequence[Sequence[str]],
     labels: Sequence[str],
     one_each: bool = False,
+    untagged: bool = False,
 ) -> np.ndarray:
     """Which clip has which label, bool [n, C]; arguments and errors as for `check`."""
-    column = check(what, source_name, tags, labels, one_each)
+    column = check(what, source_name, tags, labels, one_each, untagged)
     targets = np.zeros((len(tags), len(labels)), bool)
     for clip, own in enumerate(tags):
         targets[clip, [column[tag] for tag in own]] = True

@@ -1,6 +1,7 @@
 """What a source of clips is, and the table of the kinds there are."""
 
 import inspect
+import json
 import os
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -8,6 +9,7 @@ from typing import Any, Protocol
 from clap_jax import config as config_lib
 from clap_jax import remote
 from clap_jax.pipeline.array_record import ArrayRecordSource
+from clap_jax.pipeline.exclude import ExcludingSource
 from clap_jax.pipeline.generated import GeneratedSource
 from clap_jax.pipeline.hdf5 import Hdf5Source
 from clap_jax.pipeline.manifest import ManifestSource
@@ -67,9 +69,43 @@ SOURCES = {
 }
 """Kinds of sources by the name that configs use."""
 
+OF_ALL_KINDS = ("exclude", "generated", "captions")
+"""Options that every kind takes besides those of its class."""
+
+
+def place(kind: str) -> str:
+    """The option of a kind that says where its data is."""
+    return "dataset" if kind == "tfds" else "path"
+
+
+def entry(data: str) -> dict[str, Any]:
+    """The entry of `data.sources` that commands are given: as JSON, or as a path.
+
+    Raises ValueError for JSON that is no such entry.
+    """
+    if not is_entry(data):
+        return section(data)
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"the source is not JSON: {error}: {data:.60}") from None
+    if "kind" not in found:
+        raise ValueError(f"the source has no kind: {data:.60}")
+    return found
+
+
+def is_entry(data: str) -> bool:
+    """Whether what a command is given is an entry of `data.sources`, and no path."""
+    return data.lstrip().startswith("{")
+
 
 def section(path: str) -> dict[str, Any]:
     """The entry of `data.sources` for data at a path, its kind by the names there."""
+    kind = _kind(path)
+    return {"kind": kind, place(kind): path}
+
+
+def _kind(path: str) -> str:
     kinds = {
         ".tar": "laion_tar",
         ".array_record": "array_record",
@@ -81,18 +117,20 @@ def section(path: str) -> dict[str, Any]:
     if not path.endswith(tuple(kinds)) and remote.is_folder(local):
         names = remote.below(local)
         if INFO in names:
-            return {"kind": "tfds", "dataset": path}
+            return "tfds"
     for suffix, kind in kinds.items():
         if any(name.endswith(suffix) for name in names):
-            return {"kind": kind, "path": path}
-    return {"kind": "manifest", "path": path}
+            return kind
+    return "manifest"
 
 
 def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
     """Make a source from its kind, its name and the keyword arguments of its class.
 
-    Every kind takes two more: `generated`, files of captions that were made for its
-    clips, and `captions`, which of them are used: see `GeneratedSource`.
+    Every kind takes three more: `exclude`, a file with the ids of clips to leave out
+    (see `ExcludingSource`; a manifest's own is documented there); `generated`, files of
+    captions that were made for its clips, and `captions`, which of them are used (see
+    `GeneratedSource`).
     Raises ValueError for unknown kinds and options, with the names that come close, for
     missing options, and whatever the source finds wrong with its data.
     """
@@ -100,7 +138,7 @@ def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
         raise ValueError(config_lib.unknown("kind of source", kind, SOURCES))
     parameters = inspect.signature(SOURCES[kind]).parameters
     allowed = [parameter for parameter in parameters if parameter != "name"]
-    known = [*allowed, "generated", "captions"]
+    known = dict.fromkeys((*allowed, *OF_ALL_KINDS))
     problems = config_lib.unknown_keys(options, known, f"{kind} source {name!r}")
     if problems:
         raise ValueError("; ".join(problems))
@@ -112,16 +150,18 @@ def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
     if missing:
         raise ValueError(f"{kind} source {name!r}: option {missing[0]!r} is missing")
     own = {key: value for key, value in options.items() if key in allowed}
-    made = {key: value for key, value in options.items() if key not in allowed}
-    if "captions" in made and own.get("text_augment", "none") != "none":
+    more = {key: value for key, value in options.items() if key not in allowed}
+    if "captions" in more and own.get("text_augment", "none") != "none":
         raise ValueError(
             f"{kind} source {name!r}: captions and text_augment both choose captions, "
             "give one of them"
         )
     source = SOURCES[kind](**own)
     source.name = name
-    if not made:
+    if more.get("exclude"):
+        source = ExcludingSource(source, more["exclude"])
+    if not {"generated", "captions"} & set(more):
         return source
     return GeneratedSource(
-        source, made.get("generated", ()), made.get("captions", "all")
+        source, more.get("generated", ()), more.get("captions", "all")
     )

@@ -31,6 +31,10 @@ INDEX_KEYS = ("id", "captions", "tags", "group", "fold")
 INFO = "dataset_info.json"
 """TFDS writes it last: a folder that has it is a whole data set."""
 
+LISTED = "listed_clips"
+"""Among a set's metadata: how many clips its own list names of each split, of which some
+may not have been there."""
+
 CAPTIONS_FROM = ("auto", "captions", "tags")
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -230,6 +234,13 @@ def _newest(folder: Path) -> Path | None:
 
 def _number(version: Path) -> tuple[int, ...]:
     return tuple(map(int, version.name.split(".")))
+
+
+def listed_clips(folder: str | os.PathLike) -> dict[str, int]:
+    """How many clips of each split the list of a prepared data set names; {} where that
+    was not written down."""
+    path = Path(folder) / "metadata.json"
+    return json.loads(path.read_text()).get(LISTED, {}) if path.is_file() else {}
 
 
 def _open(folder: str, split: str) -> tuple[Any, list[tuple[str, int, int]]]:

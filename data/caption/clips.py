@@ -1,7 +1,6 @@
 """The clips that are to get captions: their ids, labels and, where known, lengths."""
 
 import io
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -73,7 +72,7 @@ def read(
 
     Raises ClipsError for data without labels, and what the source finds wrong.
     """
-    section = _section(data) | dict(options or {})
+    section = sources.entry(data) | dict(options or {})
     kind = section.pop("kind")
     name = section.pop("name", kind)  # which some ids begin with
     section = {key: section[key] for key in section if key not in _OF_TRAINING}
@@ -98,18 +97,6 @@ def read(
         reason = f"{without_tags} have no labels, {short} are too short"
         raise ClipsError(f"{found.description}: no clips to caption: {reason}")
     return found
-
-
-def _section(data: str) -> dict[str, Any]:
-    if not data.lstrip().startswith("{"):
-        return sources.section(data)
-    try:
-        section = json.loads(data)
-    except ValueError as error:
-        raise ClipsError(f"the source is not JSON: {error}: {data:.60}") from None
-    if "kind" not in section:
-        raise ClipsError(f"the source has no kind: {data:.60}")
-    return section
 
 
 class _Seconds:

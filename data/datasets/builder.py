@@ -35,6 +35,9 @@ NOT_RECORDED = ("split", "audio", "audio_bytes")
 
 SHOWN = 5
 
+DIGEST = "digest"
+"""Among a set's metadata: `DataSet.digest`."""
+
 
 def features() -> tfds.features.FeaturesDict:
     """What a record holds; `Clip` says what the fields mean."""
@@ -105,7 +108,7 @@ class ClipBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         options = (config, self._wanted, self._allow_partial)
         folder, archives = self._files(dl_manager)
         try:
-            clips = gather(self.row, folder, *options)
+            clips, listed = gather(self.row, folder, *options)
         except LayoutError:
             if not archives:
                 raise
@@ -113,8 +116,11 @@ class ClipBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             into = Path(dl_manager.download_dir) / "extracted"
             unpacked = [unpack(archive, into) for archive in archives]
             folder = Folder([*folder.roots, *unpacked])
-            clips = gather(self.row, folder, *options)
+            clips, listed = gather(self.row, folder, *options)
         self.info.metadata["published_clips"] = self.row.splits_of(config)
+        self.info.metadata[tfds_source.LISTED] = listed
+        if self.row.digest:
+            self.info.metadata[DIGEST] = self.row.digest
         for split, own in clips.items():
             tfds_source.write_index(self.data_path, split, map(_record, own))
         for name in self.row.keep:
@@ -186,19 +192,15 @@ def gather(
     config: str = "",
     wanted: Sequence[str] = (),
     allow_partial: bool = False,
-) -> dict[str, list[Clip]]:
-    """The clips of each split, in the order of their records.
+) -> tuple[dict[str, list[Clip]], dict[str, int]]:
+    """The clips of each split, in the order of their records, and how many the set's
+    own list names of each that was looked for.
 
     Raises LayoutError for clips that are not there or twice the same, and for numbers
     that are not the published ones; with allow_partial such clips are left out.
     """
     published = row.splits_of(config)
-    unknown = sorted(set(wanted) - set(published))
-    if unknown:
-        raise LayoutError(
-            f"{row.name} has no split {unknown[0]!r} (splits: {', '.join(published)})"
-        )
-    splits: dict[str, list[Clip]] = {split: [] for split in wanted or published}
+    splits: dict[str, list[Clip]] = {s: [] for s in chosen_splits(row, config, wanted)}
     try:
         for clip in row.read(folder, config, tuple(splits)):
             if clip.split in splits:
@@ -211,6 +213,7 @@ def gather(
         raise LayoutError(
             f"{row.name}: no clips in {folder}. It needs " + " ".join(row.get.split())
         )
+    listed = {split: len(clips) for split, clips in splits.items()}
     for split, clips in list(splits.items()):
         if not clips and published[split] is None and not wanted:
             del splits[split]  # not every copy has it
@@ -224,7 +227,18 @@ def gather(
             raise LayoutError(f"{row.name}, {split}: {problem} in {folder}{advice}")
         if not row.keep_order:
             present.sort(key=lambda clip: _digest(clip.id))
-    return splits
+    return splits, listed
+
+
+def chosen_splits(row: DataSet, config: str, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The splits that are wanted, all where none is named. Raises LayoutError."""
+    published = row.splits_of(config)
+    unknown = sorted(set(wanted) - set(published))
+    if unknown:
+        raise LayoutError(
+            f"{row.name} has no split {unknown[0]!r} (splits: {', '.join(published)})"
+        )
+    return tuple(wanted or published)
 
 
 def _check_ids(where: str, clips: list[Clip]) -> None:

@@ -31,7 +31,8 @@ def _audiocaps(folder: Folder, config: str, splits: Splits) -> Iterator[Clip]:
                 split,
                 f"{video}_{start}",
                 folder.sound(*names, *numbers),
-                captions=tuple(dict.fromkeys(row["caption"].strip() for row in rows)),
+                # Some repeat; LAION-CLAP's protocol asks for five all the same.
+                captions=tuple(row["caption"].strip() for row in rows),
                 start_seconds=float(start),
                 end_seconds=float(start) + 10,
                 attribution=youtube_link(video),

@@ -7,7 +7,7 @@ from typing import Any
 
 from clap_jax import config as config_lib
 from clap_jax import remote
-from clap_jax.pipeline import tables
+from clap_jax.pipeline import order, tables
 from clap_jax.pipeline.manifest import ManifestSource
 from data.datasets.layout import Folder
 from data.datasets.row import Clip, DataSet, Splits
@@ -49,6 +49,7 @@ def row(name: str, sources: Mapping[str, ManifestSource], title: str) -> DataSet
         get="",
         archives=(),
         keep_order=True,
+        digest=order.digest([[s, own.digest()] for s, own in sources.items()]),
     )
 
 

@@ -58,6 +58,7 @@ class DataSet:
     keep: files of the set that are copied beside the shards.
     vanishing: clips come from YouTube, where they disappear.
     note: quirks, and choices that the authors left open.
+    digest: of what a table says that is no published set; "" for those.
     """
 
     name: str
@@ -75,6 +76,7 @@ class DataSet:
     vanishing: bool = False
     keep_order: bool = False
     note: str = ""
+    digest: str = ""
 
     def splits_of(self, config: str) -> Mapping[str, int | None]:
         """The official splits of a config, with their numbers of clips."""

@@ -181,7 +181,7 @@ def test_a_split_needs_nothing_of_the_others(tmp_path, name):
                 if not any(other in file for other in others) or word in file
             },
         )
-        found = builder.gather(row, Folder([folder]), config, wanted=[split])
+        found, _ = builder.gather(row, Folder([folder]), config, wanted=[split])
         assert sorted(clip.id for clip in found[split]) == sorted(
             clip[1] for clip in clips if clip[0] == split
         )

@@ -127,6 +127,52 @@ def test_what_is_compared_of_ids(pattern, name, key):
     assert id_key(pattern)(name) == key
 
 
+VIDEOS = ("--0PQM4-hqg", "---1_cCGK4M", "Yb8wWdy_0aA")
+
+
+@pytest.mark.parametrize("video", VIDEOS)
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{}",  # AudioSet, MusicCaps
+        "{}_30",  # AudioCaps
+        "{}_000030",  # VGGSound
+        "{}_30.000_40.000",  # DCASE 2017
+        "Y{}.wav",  # WavCaps
+        "eval/Y{}_30.000_40.000.flac",
+        "{}_30000_40000.mp3",
+        "{}_90",  # another part of the same video
+    ],
+)
+def test_a_video_is_the_same_by_the_name_of_any_set(video, form):
+    assert id_key("name")(form.format(video)) == video
+    assert id_key("(.+)")(form.format(video)) == form.format(video)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("rain_morning", "rain_mornin", "dog_barking_1", "footsteps_0", "door-slam-4"),
+        *("Door_Knocks_2", "CarHornBus0_3", "BigRainDrop_30", "Thunderstorm_10"),
+        *("Yellowstone", "Yellowstone0_1", "Yesterday_12", "NHU05033180_1"),
+        *("0_jackson_0", "1-100032-A-0", "100032-3-0-0", "03-01-06-01-02-01-12"),
+        *("1001_DFA_ANG_XX", "bass_synthetic_033-022-050", "c37a72d3_nohash_0"),
+        *("1bc8eae1_02", "2020-10-08a_3", "blues.00001", "development sound 1"),
+        # Not as long as a video's, another last letter, or more behind it.
+        *("--0PQM4-hq_30", "--0PQM4-hqgg_30", "--0PQM4-hqb_30", "--0PQM4-hqg_a"),
+        "--0PQM4-hqg_1_2_3",
+    ],
+)
+def test_other_names_are_compared_as_they_are(name):
+    assert id_key("name")(name) == name
+    assert id_key("name")(f"sounds/{name}.wav") == name
+
+
+@pytest.mark.parametrize("name", ["12345678901", "349053.wav", "00123456784.flac"])
+def test_numbers_are_no_videos(name):
+    assert id_key("name")(name) == ""
+
+
 def write_set(folder: Path, names: dict[str, int]) -> Path:
     folder.mkdir()
     lines = ["path,caption"]

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 from clap_jax.audio import io
+from clap_jax.evals import suite
+from clap_jax.evals.zeroshot import ZeroShot
 from clap_jax.pipeline import array_record
 from clap_jax.pipeline.manifest import ManifestSource
 from clap_jax.pipeline.tfds import TfdsSource
@@ -295,3 +298,149 @@ def test_from_published_layouts_to_batches_and_evaluators(tmp_path, monkeypatch)
     clotho = Ears(lambda text: 20 + int(re.fullmatch(r"\D+ (\d), .*", text)[1]))
     found = built.evaluations["clotho"].evaluator.run(clotho)
     assert found.metrics["t2a_R@1"] == found.metrics["a2t_R@1"] == 1.0
+
+
+def of(name: str, tmp_path: Path) -> dict[str, int]:
+    """How many clips a prepared set has of each split."""
+    info = json.loads(
+        (tmp_path / "tfds" / name / "1.0.0/dataset_info.json").read_text()
+    )
+    return {s["name"]: sum(map(int, s["shardLengths"])) for s in info["splits"]}
+
+
+def test_splits_that_are_not_there_are_no_success(esc50, tmp_path, capsys):
+    place = (f"--data_dir={tmp_path / 'tfds'}", f"--manual_dir={esc50}")
+    assert run("esc50", *place, "--splits=fold2,fold4") == 0
+    capsys.readouterr()
+    for options, missing, every in (
+        (["--splits=fold4,fold1"], "fold1", "fold2,fold4,fold1"),
+        ([], "fold1, fold3, fold5", "fold2,fold4,fold1,fold3,fold5"),
+    ):
+        assert run("esc50", *place, *options) == 1
+        error = capsys.readouterr().err
+        assert f"esc50/1.0.0 holds fold2 1, fold4 1, not {missing}." in error
+        assert f"--overwrite --splits={every} prepares" in error
+    assert of("esc50", tmp_path) == {"fold2": 1, "fold4": 1}
+    # What is there, or less, is; and a split that there is not is said to be none.
+    assert run("esc50", *place, "--splits=fold4") == 0
+    assert "It was there already" in capsys.readouterr().out
+    assert run("esc50", *place, "--splits=fold6") == 1
+    assert "esc50 has no split 'fold6'" in capsys.readouterr().err
+    # The advice does what it says, and what goes is named.
+    assert run("esc50", *place, "--overwrite", f"--splits={every}") == 0
+    assert "drops" not in capsys.readouterr().err
+    assert of("esc50", tmp_path) == {f"fold{n}": 1 for n in range(1, 6)}
+    assert run("esc50", *place, "--overwrite", "--splits=fold1,fold2,fold3") == 0
+    assert "--overwrite drops fold4 1, fold5 1" in capsys.readouterr().err
+    assert of("esc50", tmp_path) == {"fold1": 1, "fold2": 1, "fold3": 1}
+
+
+def test_what_is_there_stays_when_overwriting_fails(esc50, tmp_path, capsys):
+    place = (f"--data_dir={tmp_path / 'tfds'}", f"--manual_dir={esc50}")
+    assert run("esc50", *place) == 0
+    folder = tmp_path / "tfds" / "esc50" / "1.0.0"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (esc50 / "ESC-50-master/audio/3-100033-A-0.wav").unlink()
+    assert run("esc50", *place, "--overwrite") == 1
+    assert "esc50, fold3: 0 clips found" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["1.0.0"]
+    # So too where a run was killed before it had written the other.
+    folder.rename(folder.with_name("before.1.0.0"))
+    assert run("esc50", *place) == 0
+    assert "It was there already" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert run("esc50", *place, "--overwrite", "--splits=fold1") == 0
+    assert [path.name for path in folder.parent.iterdir()] == ["1.0.0"]
+    assert of("esc50", tmp_path) == {"fold1": 1}
+
+
+def test_splits_that_a_copy_does_not_have_are_not_missed(tmp_path, monkeypatch, capsys):
+    """LAION's shards may lack a split, whose number nobody published."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files, _ = LAYOUTS["laion_audio_630k"]()
+    manual = write(tmp_path / "manual", files)
+    place = (f"--data_dir={tmp_path / 'tfds'}", f"--manual_dir={manual}")
+    assert run("laion_audio_630k", *place) == 0
+    assert set(of("laion_audio_630k", tmp_path)) == {"train", "test"}
+    assert "set itself: train 3, valid 0, test 1." in capsys.readouterr().out
+    assert run("laion_audio_630k", *place) == 0
+    assert "It was there already" in capsys.readouterr().out
+
+
+def test_a_table_that_changed_is_no_success(tmp_path, capsys):
+    table = write_table(tmp_path / "sounds", 3)
+    place = (f"--data_dir={tmp_path / 'tfds'}", f"--table={table}", "--name=three")
+    assert run("manifest", *place) == 0
+    assert run("manifest", *place) == 0
+    assert "It was there already" in capsys.readouterr().out
+    table.write_text(table.read_text().replace("number 1,", "another caption,"))
+    assert run("manifest", *place) == 1
+    error = capsys.readouterr().err
+    assert "three/1.0.0 holds train 3, packed from another table" in error
+    assert run("manifest", *place, "--overwrite") == 0
+    source = TfdsSource("three", "train", tmp_path / "tfds")
+    assert source.captions(1)[0] == "another caption"
+    # Without what was written down of it, numbers are compared.
+    metadata = tmp_path / "tfds" / "three" / "1.0.0" / "metadata.json"
+    metadata.write_text("{}")
+    assert run("manifest", *place) == 0
+    write_table(tmp_path / "sounds", 2)
+    assert run("manifest", *place) == 1
+
+
+def test_a_set_that_says_itself_what_is_missing(tmp_path, monkeypatch, capsys):
+    """VGGSound and WavText5K: no number is published, but there is a list."""
+    for name, lost, numbers, short in (
+        (
+            "vggsound",
+            "audio/--0PQM4-hqg_000030.flac",
+            "train 2, test 1",
+            "train has 1 of 2",
+        ),
+        ("wavtext5k", "WavText5K/44100/audios/0595.wav", "train 3", "train has 2 of 3"),
+    ):
+        files, rows = LAYOUTS[name]()
+        monkeypatch.setitem(SETS, name, shrunk(SETS[name], "", rows))
+        folder = write(tmp_path / name, files)
+        place = (name, f"--data_dir={tmp_path / 'tfds'}", f"--manual_dir={folder}")
+        assert run(*place) == 0
+        said = capsys.readouterr().out
+        assert f"Listed by the set itself: {numbers}." in said
+        assert "Incomplete" not in said
+        (folder / lost).unlink()
+        assert run(*place, "--overwrite", "--allow_partial") == 0
+        said = capsys.readouterr().out
+        assert f"Listed by the set itself: {numbers}." in said
+        assert f"Incomplete: {short} clips." in said
+
+
+def test_the_suite_says_how_to_prepare_and_of_how_many_clips(
+    tmp_path, monkeypatch, capsys
+):
+    files, rows = LAYOUTS["vggsound"]()
+    monkeypatch.setitem(SETS, "vggsound", shrunk(SETS["vggsound"], "", rows))
+    files["audio/---g-f_I2yQ_000002.wav"] = files["audio/---g-f_I2yQ_000001.wav"]
+    files["vggsound.csv"] += "---g-f_I2yQ,2,people marching,test\n"
+    data_dir = tmp_path / "data sets"
+    manual = write(data_dir / "downloads" / "manual" / "vggsound", files)
+    tasks = {"data_dir": str(data_dir), "tasks": ["vggsound_laion"], "draws": 0}
+    absent = suite.sections(**tasks)["vggsound_laion"]
+    assert absent["kind"] == "absent"
+    assert run(*shlex.split(absent["prepare"])[3:], "--splits=train") == 0
+
+    absent = suite.sections(**tasks)["vggsound_laion"]
+    assert "has no split test (there: train)" in absent["reason"]
+    (manual / "audio/---g-f_I2yQ_000002.wav").unlink()
+    command = shlex.split(absent["prepare"])
+    assert command[:3] == ["python", "-m", "data.prepare"]
+    assert run(*command[3:], "--allow_partial") == 0
+    infos = TfdsSource("vggsound", "all", data_dir), capsys.readouterr().err
+    assert len(infos[0]) == 3 and "drops" not in infos[1]
+
+    section = suite.sections(**tasks)["vggsound_laion"]
+    official = {"clips": section["official"]["clips"]}
+    source = TfdsSource("vggsound", section["source"]["split"], data_dir)
+    found = ZeroShot(source, "{}", official=official, compared_templates=(), draws=0)
+    said = found.run(Ears(lambda text: 0)).protocol
+    assert said["clips"] == 1 and said["official"] == {"clips": 2}

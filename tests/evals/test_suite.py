@@ -99,9 +99,9 @@ def test_nothing_is_there(tmp_path):
     assert found["esc10"]["reason"] == f"there is no {tmp_path}/esc10/metadata.csv"
 
 
-def prepared(folder, dataset, *splits):
+def prepared(folder, dataset, *splits, version="1.0.0"):
     """As much of a data set of TFDS as tells that it is there."""
-    place = folder / dataset / "1.0.0"
+    place = folder / dataset / version
     place.mkdir(parents=True)
     info = {"name": dataset, "splits": [{"name": name} for name in splits]}
     (place / "dataset_info.json").write_text(json.dumps(info))
@@ -140,6 +140,52 @@ def test_what_is_there_is_evaluated(tmp_path):
     fold = suite.sections(data_dir=str(tmp_path), tasks=["esc50"], fold=4, crop_seed=0)
     assert fold["esc50"]["source"]["split"] == "fold4"
     assert fold["esc50"]["crop_seed"] == 0
+
+
+def test_the_newest_version_counts(tmp_path):
+    """By its number, as for training: 10 is newer than 9."""
+    prepared(tmp_path, "sesa", "train", "test", version="10.0.0")
+    prepared(tmp_path, "sesa", "train", version="9.0.0")
+    found = suite.sections(data_dir=str(tmp_path), tasks=["sesa"])
+    assert found["sesa"]["kind"] == "zeroshot"
+
+
+def test_a_split_that_is_missing_is_prepared_beside_the_others(tmp_path):
+    prepared(tmp_path, "sesa", "train", "more")
+    section = {"kind": "tfds", "dataset": "sesa", "split": "test[:10]+train"}
+    for source, data_dir in (
+        (section | {"data_dir": str(tmp_path)}, tmp_path / "elsewhere"),
+        (section, tmp_path),  # the default
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TFDS_DATA_DIR", str(tmp_path))
+            found = suite.sections(
+                data_dir=str(data_dir), tasks=["sesa"], sources={"sesa": source}
+            )["sesa"]
+        assert found["reason"] == (
+            f"sesa in {tmp_path} has no split test (there: more, train)"
+        )
+        assert found["prepare"] == (
+            f"python -m data.prepare sesa --data_dir={tmp_path} --overwrite "
+            "--splits=train,more,test"
+        )
+
+
+def test_the_clips_that_a_set_lists_are_the_official_ones(tmp_path):
+    """Where nobody published a number."""
+    prepared(tmp_path, "vggsound", "train", "test")
+    prepared(tmp_path, "esc50", "fold1")
+    listed = {"listed_clips": {"train": 20, "test": 5, "fold1": 7}}
+    for name in ("vggsound", "esc50"):
+        place = tmp_path / name / "1.0.0" / "metadata.json"
+        place.write_text(json.dumps(listed))
+    found = suite.sections("laion", data_dir=str(tmp_path))
+    assert found["vggsound_laion"]["official"] == {"clips": 5, "classes": 309}
+    assert found["esc50_laion"]["official"] == {"clips": 2000, "classes": 50}
+    source = found["vggsound_laion"]["source"] | {"split": "all"}
+    more = {"sources": {"vggsound_laion": source}, "tasks": ["vggsound_laion"]}
+    every = suite.sections(data_dir=str(tmp_path), **more)["vggsound_laion"]
+    assert every["official"]["clips"] == 25
 
 
 def test_where_data_sets_are_by_default(tmp_path, monkeypatch):

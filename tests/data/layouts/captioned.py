@@ -33,7 +33,7 @@ def audiocaps() -> tuple[Files, list[Row]]:
         ("train", "ccc_5", ("rain",), ()),
         ("validation", "ddd_70", tuple(texts), ()),
         ("test", "eee_10", tuple(texts), ()),
-        ("test", "_ff_20", ("a cat",), ()),
+        ("test", "_ff_20", ("a cat",) * 5, ()),
     ]
     return files, clips
 
