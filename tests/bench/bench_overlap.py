@@ -40,7 +40,11 @@ def main() -> int:
 def report(found: dict, true: list[str], false: list[str]) -> None:
     """Print recall by set and kind, and the hits among clips that were not planted."""
     print("recall           ", *(f"{kind:>8}" for kind in planted.KINDS), "     all")
-    for name in (*planted.SETS, planted.SHORT):
+    for kind in planted.KINDS:
+        found["all", kind] = [
+            hit for (_, k), row in found.items() if k == kind for hit in row
+        ]
+    for name in (*planted.SETS, planted.SHORT, "all"):
         rows = [found.get((name, kind), []) for kind in planted.KINDS]
         shares = [f"{sum(r) / len(r):8.3f}" if r else "       -" for r in rows]
         every = [hit for row in rows for hit in row]
