@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clap_jax.convert import gpt2, htsat, parts
-from clap_jax.convert.rules import Extra, Rule, Transform
+from clap_jax.convert.rules import LINEAR, Extra, Rule, Transform
 from clap_jax.models import captioner
 
 # Prefixes of clapcap's towers.
@@ -52,6 +52,22 @@ def decoder_rules(options: Mapping[str, Any]) -> list[Rule]:
     if options["guide"] == "keyword":
         found += parts.linear(r"decoder\.keyword_proj", "params/keywords")
         found += parts.norm(r"decoder\.word_keyword_norm", "params/norm_keywords")
+    return found
+
+
+def gru_rules(source: str, target: str, depth: int) -> list[Rule]:
+    """torch's bidirectional GRU, named `source`, to a `models.recurrent`.
+
+    Its gates stand in the same order: reset, update, candidate.
+    """
+    found = []
+    for i in range(depth):
+        for end, name in (("", f"forward{i}"), ("_reverse", f"backward{i}")):
+            for part, layer in (("ih", "input"), ("hh", "state")):
+                ours = f"{target}/{name}/{layer}"
+                weight = rf"{source}weight_{part}_l{i}{end}"
+                found.append(Rule(weight, f"{ours}/kernel", LINEAR))
+                found.append(Rule(rf"{source}bias_{part}_l{i}{end}", f"{ours}/bias"))
     return found
 
 

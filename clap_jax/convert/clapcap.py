@@ -77,9 +77,9 @@ def table(spec: CaptionerSpec) -> tuple[list[Rule], list[Extra]]:
 
 
 def check(spec: CaptionerSpec) -> None:
-    """ValueError when the spec is not of a captioner."""
+    """ValueError when the spec is not of a captioner with a prefix."""
     if getattr(spec, "captioner", "") != "prefix":
-        raise ValueError(f"{spec.name} is not a captioner")
+        raise ValueError(f"{spec.name} is not a captioner with a prefix")
 
 
 def losses(spec: CaptionerSpec) -> list[str]:

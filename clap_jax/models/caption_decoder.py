@@ -4,7 +4,7 @@ Source: wsntxxn/AudioCaption, `captioning/models/transformer_decoder.py` (the ca
 of BLAT's synthetic captions): a plain decoder and two that sound event tags guide.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -59,11 +59,12 @@ class _Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        memory: Float[Array, "B N D"],
-        bias: Float[Array, "B 1 L L"],
+        memory: Float[Array, "B N D"] | layers.Past,
+        bias: Float[Array, "..."],
         memory_bias: Float[Array, "B 1 1 N"],
         train: bool,
-    ) -> Float[Array, "B L D"]:
+        past: layers.Past | None = None,
+    ) -> Float[Array, "B L D"] | tuple[Float[Array, "B L D"], layers.Past]:
         def attention(name: str) -> layers.Attention:
             return layers.Attention(self.heads, self.dropout, self.dtype, name=name)
 
@@ -81,11 +82,14 @@ class _Block(nn.Module):
         def norm(y: jax.Array, number: int) -> jax.Array:
             return layers.layer_norm(1e-5, self.dtype, f"norm{number}")(y)
 
-        x = norm(x + drop(attention("attention")(x, bias, train)), 1)
+        own = attention("attention")(x, bias, train, past=past)
+        own, past = (own, None) if past is None else own
+        x = norm(x + drop(own), 1)
         listened = attention("cross")(x, memory_bias, train, memory)
         x = norm(x + drop(listened), 2)
         hidden = drop(nn.relu(dense(self.mlp, "up")(x)))
-        return norm(x + drop(dense(x.shape[-1], "down")(hidden)), 3)
+        x = norm(x + drop(dense(x.shape[-1], "down")(hidden)), 3)
+        return x if past is None else (x, past)
 
 
 class _CaptionDecoder(nn.Module):
@@ -110,44 +114,52 @@ class _CaptionDecoder(nn.Module):
             return nn.Dropout(self.dropout, deterministic=not train)(y)
 
         length = draft.ids.shape[1]
+        self._check(length)
+        memory = drop(self._memory(draft.memory))
+        memory = layers.layer_norm(1e-5, self.dtype, "norm_memory")(memory)
+        bias = layers.causal_bias(length, length)
+        bias = bias + jnp.where(draft.mask, 0.0, layers.MASKED)[:, None, None, :]
+        words = self._words(draft.ids, self._guide(draft.tags))
+        x = drop((words + self._positions()[:length]).astype(self.dtype))
+        for i in range(self.depth):
+            x = self._block(i)(x, memory, bias, _memory_bias(memory, draft), train)
+        return self._scores(x), {"hidden": x}
+
+    def _check(self, length: int) -> None:
         if length > self.position_table:
             raise ValueError(
                 f"captions of {length} tokens; this decoder takes {self.position_table}"
             )
-        memory = nn.Dense(self.width, dtype=self.dtype, name="memory")(draft.memory)
-        memory = drop(nn.relu(memory))
-        memory = layers.layer_norm(1e-5, self.dtype, "norm_memory")(memory)
-        inside = jnp.arange(memory.shape[1]) < draft.frames[:, None]
-        memory_bias = jnp.where(inside, 0.0, layers.MASKED)[:, None, None, :]
-        bias = layers.causal_bias(length, length)
-        bias = bias + jnp.where(draft.mask, 0.0, layers.MASKED)[:, None, None, :]
 
-        words = layers.table(self.vocab_size, self.width, "tokens")(draft.ids)
-        x = self._guided(words * self.width**0.5, draft.tags)
+    def _memory(self, memory: Float[Array, "B N M"]) -> Float[Array, "B N D"]:
+        dense = nn.Dense(self.width, dtype=self.dtype, name="memory")
+        return nn.relu(dense(memory))
+
+    def _positions(self) -> Float[Array, "P D"]:
         # State, not computed: the reference means them to be sinusoids, but its
         # initialisation draws every matrix anew (Xavier), this one too, and then keeps
         # it fixed. Its checkpoints hold that noise.
-        positions = self.variable("batch_stats", "positions", self._sinusoids)
-        x = drop((x + positions.value[:length]).astype(self.dtype))
-        for i in range(self.depth):
-            block = _Block(
-                self.heads, self.mlp, self.dropout, self.dtype, name=f"block{i}"
-            )
-            x = block(x, memory, bias, memory_bias, train)
-        logits = nn.Dense(
-            self.vocab_size, use_bias=False, dtype=self.dtype, name="classifier"
-        )(x)
-        return logits.astype(jnp.float32), {"hidden": x}
+        table = self.variable("batch_stats", "positions", self._sinusoids)
+        return table.value
 
     def _sinusoids(self) -> jax.Array:
         return jnp.asarray(sinusoids(self.position_table, self.width))
 
-    def _guided(
-        self, words: Float[Array, "B L D"], tags: Float[Array, "B C"] | None
-    ) -> Float[Array, "B L D"]:
-        """Scaled word embeddings with what the tags say added to every one."""
+    def _block(self, number: int) -> _Block:
+        return _Block(
+            self.heads, self.mlp, self.dropout, self.dtype, name=f"block{number}"
+        )
+
+    def _scores(self, x: Float[Array, "B L D"]) -> Float[Array, "B L C"]:
+        logits = nn.Dense(
+            self.vocab_size, use_bias=False, dtype=self.dtype, name="classifier"
+        )(x)
+        return logits.astype(jnp.float32)
+
+    def _guide(self, tags: Float[Array, "B C"] | None) -> Float[Array, "B D"] | None:
+        """What the tags add to every word."""
         if self.guide == "none":
-            return words
+            return None
         if self.guide not in GUIDES:
             raise ValueError(config_lib.unknown("guide", self.guide, GUIDES))
         if tags is None:
@@ -157,11 +169,101 @@ class _CaptionDecoder(nn.Module):
                 "events", layers.transformer_init, (self.tags, self.width)
             )
             # The mean over the tags; without any, nothing is added.
-            mean = tags @ events / jnp.maximum(tags.sum(1, keepdims=True), 1.0)
-            return words + mean[:, None]
-        guide = nn.Dense(self.width, dtype=self.dtype, name="keywords")(tags)
-        x = words + guide[:, None]
-        return layers.layer_norm(1e-5, self.dtype, "norm_keywords")(x)
+            return tags @ events / jnp.maximum(tags.sum(1, keepdims=True), 1.0)
+        return nn.Dense(self.width, dtype=self.dtype, name="keywords")(tags)
+
+    def _words(
+        self, ids: Int[Array, "B L"], guide: Float[Array, "B D"] | None
+    ) -> Float[Array, "B L D"]:
+        """Scaled word embeddings with the guide added to every one."""
+        words = layers.table(self.vocab_size, self.width, "tokens")(ids)
+        words = words * self.width**0.5
+        if guide is None:
+            return words
+        words = words + guide[:, None]
+        if self.guide == "event":
+            return words
+        return layers.layer_norm(1e-5, self.dtype, "norm_keywords")(words)
+
+
+def _memory_bias(
+    memory: Float[Array, "B N D"], draft: Draft
+) -> Float[Array, "B 1 1 N"]:
+    """What hides the frames that are not of the clip."""
+    inside = jnp.arange(memory.shape[1]) < draft.frames[:, None]
+    return jnp.where(inside, 0.0, layers.MASKED)[:, None, None, :]
+
+
+class Cache(NamedTuple):
+    """What a decoder remembers while it writes R captions of B clips, R = B * n.
+
+    keys, values: [layers, R, P, heads, d], of the tokens so far, room for P of them.
+    memory_keys, memory_values: [layers, R, N, heads, d], of the memory, made once, and
+    memory_bias [R, 1, 1, N], which hides what is not of the clip. guide: [R, D], what
+    tags add to every word, or None. index: int32, how many tokens have been read.
+    """
+
+    keys: Float[Array, "layers R P heads d"]
+    values: Float[Array, "layers R P heads d"]
+    memory_keys: Float[Array, "layers R N heads d"]
+    memory_values: Float[Array, "layers R N heads d"]
+    memory_bias: Float[Array, "R 1 1 N"]
+    guide: Float[Array, "R D"] | None
+    index: Int[Array, ""]
+
+    def spread(self, count: int) -> "Cache":
+        """Each caption `count` times, copies side by side."""
+
+        def rows(x: jax.Array) -> jax.Array:
+            return jnp.repeat(x, count, axis=0)
+
+        def layer_rows(x: jax.Array) -> jax.Array:
+            return jnp.repeat(x, count, axis=1)
+
+        guide = None if self.guide is None else rows(self.guide)
+        heard = layer_rows(self.memory_keys), layer_rows(self.memory_values)
+        own = layer_rows(self.keys), layer_rows(self.values)
+        return Cache(*own, *heard, rows(self.memory_bias), guide, self.index)
+
+    def take(self, rows: Int[Array, " R"]) -> "Cache":
+        """Captions of a clip in other places; what the clip sounds like stays."""
+        return self._replace(keys=self.keys[:, rows], values=self.values[:, rows])
+
+
+class _CaptionStart(_CaptionDecoder):
+    """What is computed once for a clip. It has the parameters of the decoder."""
+
+    @nn.compact
+    def __call__(
+        self, draft: Draft
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B D"] | None]:
+        memory = self._memory(draft.memory)
+        memory = layers.layer_norm(1e-5, self.dtype, "norm_memory")(memory)
+        return memory, self._guide(draft.tags)
+
+
+class _CaptionStep(_CaptionDecoder):
+    """One token more of each caption. It has the parameters of the decoder."""
+
+    @nn.compact
+    def __call__(
+        self, cache: Cache, ids: Int[Array, " R"]
+    ) -> tuple[Float[Array, "R C"], Cache]:
+        words = self._words(ids[:, None], cache.guide)
+        position = jax.lax.dynamic_slice_in_dim(self._positions(), cache.index, 1)
+        x = (words + position).astype(self.dtype)
+        bias = layers.causal_bias(1, cache.keys.shape[2], cache.index)
+        pasts = []
+        for i in range(self.depth):
+            past = layers.Past(cache.keys[i], cache.values[i], cache.index)
+            memory = layers.Past(
+                cache.memory_keys[i], cache.memory_values[i], jnp.int32(0)
+            )
+            x, past = self._block(i)(x, memory, bias, cache.memory_bias, False, past)
+            pasts.append(past)
+        keys, values = (jnp.stack(parts) for parts in list(zip(*pasts))[:2])
+        cache = cache._replace(keys=keys, values=values, index=cache.index + 1)
+        return self._scores(x)[:, 0], cache
 
 
 DEFAULTS = defaults(_CaptionDecoder)
@@ -175,10 +277,59 @@ def tower(
     Input a `Draft`. Embedding: the logits of the next token, float32 [B, L, C];
     aux["hidden"] [B, L, D] is what the classifier reads. Memory: Linear, ReLU,
     LayerNorm. Words: embedding times sqrt(D), the guide, positions, which are
-    sinusoids in new models and whatever a converted checkpoint holds. Then post-norm causal blocks with attention to the memory, and a classifier without
-    bias. guide="event" adds the mean of the tags' learnt vectors to every word,
+    sinusoids in new models and whatever a converted checkpoint holds. Then post-norm
+    causal blocks with attention to the memory, and a classifier without bias. guide="event" adds the mean of the tags' learnt vectors to every word,
     "keyword" a linear map of the tags, followed by LayerNorm.
     Errors: ValueError on captions longer than `position_table`, on an unknown guide and
     on a guide without tags.
     """
     return from_linen(_CaptionDecoder(vocab_size, **options, dtype=jnp.dtype(dtype)))
+
+
+class Stepwise(NamedTuple):
+    """A caption decoder with a cache, as pure functions of the tower's variables.
+
+    start: `start(variables, draft, length) -> Cache` for `length` tokens; the ids and
+        the mask of the draft are not read.
+    step: `step(variables, cache, ids int32 [R]) -> (logits float32 [R, C], Cache)`.
+        It cannot notice that a cache is full: the caller counts.
+    """
+
+    start: Callable[..., Cache]
+    step: Callable[..., tuple[jax.Array, Cache]]
+
+
+def stepwise(
+    options: Mapping[str, Any], vocab_size: int, *, dtype: str = "float32"
+) -> Stepwise:
+    """The decoder of `tower`, token by token; the same logits, but for rounding.
+
+    Errors: ValueError on captions longer than the position table.
+    """
+    kind = jnp.dtype(dtype)
+    first = _CaptionStart(vocab_size, **options, dtype=kind)
+    further = _CaptionStep(vocab_size, **options, dtype=kind)
+
+    def collections(variables: Mapping[str, Any]) -> dict[str, Any]:
+        return {"params": variables["params"], "batch_stats": variables["state"]}
+
+    def start(variables: Mapping[str, Any], draft: Draft, length: int) -> Cache:
+        first._check(length)
+        memory, guide = first.apply(collections(variables), draft)
+        params = variables["params"]
+        pasts = [
+            layers.keys_values(params[f"block{i}"]["cross"], memory, first.heads, kind)
+            for i in range(first.depth)
+        ]
+        heard = (jnp.stack(parts) for parts in list(zip(*pasts))[:2])
+        head = first.width // first.heads
+        empty = jnp.zeros((first.depth, len(memory), length, first.heads, head), kind)
+        bias = _memory_bias(memory, draft)
+        return Cache(empty, empty, *heard, bias, guide, jnp.int32(0))
+
+    def step(
+        variables: Mapping[str, Any], cache: Cache, ids: Int[Any, " R"]
+    ) -> tuple[jax.Array, Cache]:
+        return further.apply(collections(variables), cache, ids)
+
+    return Stepwise(start, step)

@@ -30,6 +30,19 @@ class Cache(NamedTuple):
     values: Float[Array, "layers B P heads d"]
     index: Int[Array, ""]
 
+    def spread(self, count: int) -> "Cache":
+        """Each row `count` times, copies side by side."""
+        keys, values = (jnp.repeat(x, count, axis=1) for x in self[:2])
+        return Cache(keys, values, self.index)
+
+    def take(self, rows: Int[Array, " B"], shared: int = 0) -> "Cache":
+        """Other rows; the first `shared` positions are equal in them, and stay."""
+
+        def behind(x: jax.Array) -> jax.Array:
+            return x.at[:, :, shared:].set(x[:, rows, shared:])
+
+        return Cache(behind(self.keys), behind(self.values), self.index)
+
 
 class _Gpt2(nn.Module):
     """See `tower`."""

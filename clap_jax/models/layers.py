@@ -151,9 +151,10 @@ def causal_bias(
 class Attention(nn.Module):
     """Multi-head attention over the second to last axis.
 
-    Keys and values are made of x itself, or of `memory`. With `past` (of x alone) they
-    are put behind those of earlier positions, and the result is (out, past) with the
-    new ones in it; the caller's bias hides the places that are not filled yet.
+    Keys and values are made of x itself, or of `memory`, or are those of a memory that
+    went through `keys_values` once. With `past` (of x alone) they are put behind those
+    of earlier positions, and the result is (out, past) with the new ones in it; the
+    caller's bias hides the places that are not filled yet.
     `bias` is added to the float32 scores and broadcasts to [..., heads, L, M].
     Queries, keys and values have separate kernels, the layout of BERT and of Hugging
     Face; a source that stores them as one is split in thirds by its converter. Their
@@ -171,7 +172,7 @@ class Attention(nn.Module):
         x: Float[Array, "*n L D"],
         bias: Float[Array, "..."] | None,
         train: bool,
-        memory: Float[Array, "*n M K"] | None = None,
+        memory: Float[Array, "*n M K"] | Past | None = None,
         past: Past | None = None,
     ) -> Float[Array, "*n L D"] | tuple[Float[Array, "*n L D"], Past]:
         width = x.shape[-1]
@@ -190,9 +191,12 @@ class Attention(nn.Module):
         def split(y: jax.Array) -> jax.Array:
             return y.reshape(*y.shape[:-1], self.heads, width // self.heads)
 
-        seen = x if memory is None else memory
         query = split(project("query")(x)) * (width // self.heads) ** -0.5
-        key, value = split(project("key")(seen)), split(project("value")(seen))
+        if isinstance(memory, Past):
+            key, value = memory.keys, memory.values
+        else:
+            seen = x if memory is None else memory
+            key, value = split(project("key")(seen)), split(project("value")(seen))
         if past is not None:
             put = jax.lax.dynamic_update_slice_in_dim
             past = Past(
@@ -213,6 +217,20 @@ class Attention(nn.Module):
         out = jnp.einsum("...hqk,...khd->...qhd", weights, value)
         out = project("out", bias=True)(out.reshape(x.shape))
         return out if past is None else (out, past)
+
+
+def keys_values(
+    params: Any, memory: Float[Array, "*n M K"], heads: int, dtype: Any
+) -> Past:
+    """What an `Attention` with these parameters makes of its memory, to be kept."""
+
+    def made(name: str) -> jax.Array:
+        kernel = params[name]["kernel"]
+        dense = nn.Dense(kernel.shape[1], use_bias="bias" in params[name], dtype=dtype)
+        y = dense.apply({"params": params[name]}, memory)
+        return y.reshape(*y.shape[:-1], heads, -1)
+
+    return Past(made("key"), made("value"), jnp.int32(memory.shape[-2]))
 
 
 class Mlp(nn.Module):

@@ -11,6 +11,7 @@ from clap_jax.audio.mel import Frontend
 from clap_jax.models import (
     bart,
     bert,
+    caption_decoder,
     clip_text,
     conv_transformer,
     convnet,
@@ -29,6 +30,8 @@ AUDIO_TOWERS = {
     "convnet": convnet,
 }
 TEXT_TOWERS = {"bert": bert, "gpt2": gpt2, "clip_text": clip_text, "bart": bart}
+# What writes captions; GPT-2 is a text tower as well.
+DECODERS = {"gpt2": gpt2, "caption_decoder": caption_decoder}
 
 # Padding does not show in the embedding of an audio tower with these options, and shows
 # in that of a text tower with those. Other audio towers hear it, other text towers do not.
@@ -49,7 +52,7 @@ class TowerSpec:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        kinds = {**AUDIO_TOWERS, **TEXT_TOWERS}
+        kinds = {**AUDIO_TOWERS, **TEXT_TOWERS, **DECODERS}
         if self.kind not in kinds:
             raise ValueError(config_lib.unknown("tower", self.kind, kinds))
         options = complete(self.kind, self.options, kinds[self.kind].DEFAULTS)

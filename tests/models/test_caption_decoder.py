@@ -121,6 +121,67 @@ def test_dropout_is_fixed_by_the_key(draft):
     np.testing.assert_array_equal(state["positions"], variables["state"]["positions"])
 
 
+@pytest.mark.parametrize("guide", ["none", "event", "keyword"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_token_by_token_is_the_same(draft, guide, dtype):
+    """Logits of whole captions, and those from a cache; copies that change places."""
+    draft = draft._replace(mask=jnp.ones((3, 6), bool))
+    options = complete("decoder", SMALL | {"guide": guide}, caption_decoder.DEFAULTS)
+    tower = caption_decoder.tower(options, 30, dtype=dtype)
+    variables = fill(make(guide=guide), draft, std=0.5)
+    want = run(tower, variables, draft)
+    steps = caption_decoder.stepwise(options, 30, dtype=dtype)
+
+    @jax.jit
+    def stepped(variables, draft):
+        cache = steps.start(variables, draft, 6).spread(2)
+        rows, found = jnp.repeat(jnp.arange(3), 2), []
+        for i in range(6):
+            # Both copies of the middle clip change places: they have read the same.
+            cache = cache.take(jnp.array([0, 1, 3, 2, 4, 5]))
+            logits, cache = steps.step(variables, cache, draft.ids[rows, i])
+            found.append(logits)
+        return jnp.stack(found, axis=1)
+
+    got = np.asarray(stepped(variables, draft))
+    tolerance = 1e-5 if dtype == "float32" else 0.05
+    for copy in (0, 1):
+        np.testing.assert_allclose(
+            got[copy::2], want, atol=tolerance * np.abs(want).max()
+        )
+    if dtype == "float32":
+        np.testing.assert_array_equal(got[::2].argmax(-1), want.argmax(-1))
+
+
+def test_copies_go_their_own_ways(draft):
+    """Other tokens in two copies of a clip; `take` puts one's past in both places."""
+    options = complete("decoder", SMALL, caption_decoder.DEFAULTS)
+    draft = draft._replace(mask=jnp.ones((3, 6), bool))
+    variables = fill(make(), draft, std=0.5)
+    steps = caption_decoder.stepwise(options, 30)
+
+    @jax.jit
+    def two(variables, draft):
+        cache = steps.start(variables, draft, 2).spread(2)
+        _, cache = steps.step(variables, cache, jnp.array([5, 6, 7, 8, 9, 10]))
+        cache = cache.take(jnp.array([1, 1, 2, 3, 5, 4]))
+        return steps.step(variables, cache, jnp.full(6, 11))[0]
+
+    got = np.asarray(two(variables, draft))
+    for row, (clip, before) in enumerate(
+        [(0, 6), (0, 6), (1, 7), (1, 8), (2, 10), (2, 9)]
+    ):
+        ids = jnp.tile(jnp.array([[before, 11, 0, 0, 0, 0]]), (3, 1))
+        want = run(make(), variables, draft._replace(ids=ids))[clip, 1]
+        np.testing.assert_allclose(got[row], want, atol=1e-5)
+
+
+def test_a_cache_is_no_longer_than_the_positions(draft):
+    options = complete("decoder", SMALL, caption_decoder.DEFAULTS)
+    with pytest.raises(ValueError, match="captions of 10 tokens; this decoder takes 9"):
+        caption_decoder.stepwise(options, 30).start({}, draft, 10)
+
+
 @pytest.mark.parametrize(
     "options, tags, sentence",
     [

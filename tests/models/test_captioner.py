@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clap_jax.audio.mel import FRONTENDS
-from clap_jax.models import captioner
+from clap_jax.models import captioner, decode
 from clap_jax.models.captioner import CaptionerSpec
 from clap_jax.models.spec import TowerSpec
 
@@ -36,6 +36,7 @@ def test_json_both_ways():
     "changes, sentence",
     [
         ({"captioner": "cross"}, "unknown captioner 'cross'"),
+        ({"tag_names": ("dog",)}, "small has tag_names, but no tags guide it"),
         ({"decoder": TowerSpec("bert")}, "unknown decoder of a captioner 'bert'"),
         ({"audio": TowerSpec("gpt2")}, "unknown audio tower 'gpt2'"),
         ({"head": "cubic"}, "unknown head 'cubic'"),
@@ -173,3 +174,98 @@ def test_rows_by_their_names():
         captioner.get_spec("clapcab")
     pengi = captioner.SPECS["pengi"]
     assert (pengi.mapper["depth"], pengi.text_length, pengi.embed_dim) == (4, 77, 1024)
+
+
+# --- captions -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["leave", "stay"])
+def test_scores_of_captions_are_those_of_their_tokens(small, rule):
+    """Beams behind a prefix and a prompt, which all captions of a clip share."""
+    model, variables, prefix = small
+    caption = jax.jit(model.caption, static_argnums=2)
+    options = decode.Options("beam", 6, 7, count=3, beams=4, rule=rule)
+    prompt = jnp.array([3, 4])
+    found = caption(variables, prefix, options, prompt=prompt)
+    assert found.ids.shape == (2, 3, 6)
+    for n in range(3):
+        ids = jnp.concatenate([jnp.tile(prompt, (2, 1)), found.ids[:, n]], axis=1)
+        logits = jax.jit(model.token_logits)(variables, prefix, ids)
+        logp = jax.nn.log_softmax(logits)[:, 2:]
+        each = jnp.take_along_axis(logp, found.ids[:, n, :, None], axis=2)[..., 0]
+        own = jnp.arange(6) < found.lengths[:, n, None]
+        want = jnp.where(own, each, 0).sum(1) / found.lengths[:, n]
+        np.testing.assert_allclose(found.scores[:, n], want, atol=1e-5)
+    assert (np.diff(found.scores, axis=1) <= 0).all()
+
+
+def test_tags_guide_no_prefix(small):
+    model, variables, _ = small
+    with pytest.raises(ValueError, match="small has tags given, but none guide it"):
+        model.encode_audio(variables, np.zeros((1, 128, 64)), tags=np.zeros((1, 3)))
+
+
+def test_a_frozen_tower_has_no_chance(small):
+    model, variables, prefix = small
+    mel = np.random.default_rng(0).normal(-30, 14, (2, 128, 64)).astype(np.float32)
+    encode = jax.jit(model.encode_audio, static_argnames=("train", "frozen"))
+    (z, _), _ = encode(variables, mel, train=True, frozen=True)
+    np.testing.assert_allclose(z, prefix, atol=1e-6)
+
+
+# --- scheduled sampling ---------------------------------------------------------------
+
+
+def test_some_tokens_are_replaced_by_the_models(small):
+    model, variables, prefix = small
+    rng = np.random.default_rng(0)
+    ids = jnp.asarray(rng.integers(0, 30, (2, 400)), jnp.int32)
+    own = jnp.arange(400) >= jnp.array([[3], [100]])
+    guesses = rng.normal(size=(2, 400, 30)).astype(np.float32)
+
+    def mixed(share, draw="likeliest", seed=0):
+        key = jax.random.key(seed)
+        return np.asarray(
+            captioner.scheduled(lambda ids: guesses, ids, own, share, key, draw)
+        )
+
+    np.testing.assert_array_equal(mixed(0.0), ids)
+    likeliest = guesses.argmax(-1)
+    np.testing.assert_array_equal(mixed(1.0), np.where(own, likeliest, ids))
+    some = mixed(0.3)
+    changed = some != np.asarray(ids)
+    assert not changed[~np.asarray(own)].any()
+    np.testing.assert_array_equal(some[changed], likeliest[changed])
+    # One guess in thirty is the true token.
+    assert abs(changed[np.asarray(own)].mean() - 0.3 * 29 / 30) < 0.06
+    assert (mixed(0.3, seed=1) != some).any()
+    drawn = mixed(1.0, "sample")
+    assert (drawn != likeliest)[np.asarray(own)].mean() > 0.5
+    # The likelier, the more often: the mean logit of what is drawn is above that of all.
+    picked = np.take_along_axis(guesses, drawn[..., None], axis=2)[np.asarray(own)]
+    assert 0.7 < picked.mean() < 1.3  # E[x e^x] / E[e^x] of a normal x is 1
+    with pytest.raises(ValueError, match="unknown draw 'best'"):
+        mixed(0.5, "best")
+
+
+def test_the_first_pass_has_no_gradient(small):
+    model, variables, prefix = small
+    ids = jnp.array([[3, 4, 5], [6, 7, 8]])
+
+    def total(variables, share):
+        def first(ids):
+            return model.token_logits(variables, prefix, ids)
+
+        own = jnp.ones(ids.shape, bool)
+        told = captioner.scheduled(first, ids, own, share, jax.random.key(0))
+        return jnp.square(first(told)).sum(), told
+
+    gradients = jax.jit(jax.grad(total, has_aux=True))
+    got, told = gradients(variables, 1.0)
+    assert (told != ids).any()
+    want = jax.jit(
+        jax.grad(lambda v: jnp.square(model.token_logits(v, prefix, told)).sum())
+    )(variables)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want
+    )

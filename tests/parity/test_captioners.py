@@ -12,7 +12,7 @@ from clap_jax import sharding
 from clap_jax.audio import crop, frontend
 from clap_jax.convert import captioner as tables
 from clap_jax.convert import rules
-from clap_jax.models import caption_decoder, captioner, gpt2
+from clap_jax.models import caption_decoder, captioner, decode, gpt2
 from clap_jax.models import prefix as prefix_lib
 
 DECODERS = {
@@ -141,6 +141,28 @@ def test_greedy_captions(clapcap):
     np.testing.assert_array_equal(ids, want)
 
 
+@pytest.mark.parametrize("name", ["beam5", "beam5_alt"])
+def test_beams_of_captions(clapcap, name):
+    """All five, in their order; the other stop token ends them after seven tokens."""
+    io = clapcap.check.reference.io
+    want = io[f"decode/{name}_ids"]
+    # A lone space ends MS-CLAP's captions, not <|endoftext|>.
+    ends = io["decode/stop_token_alt"] if name == "beam5_alt" else [220, 220]
+    assert len(set(ends)) == 1
+    options = decode.Options(
+        "beam", want.shape[2], int(ends[0]), count=5, beams=5, rule="stay"
+    )
+    caption = jax.jit(clapcap.model.caption, static_argnums=2)
+    found = caption(clapcap.variables, clapcap.prefix[: len(want)], options)
+    lengths = (want >= 0).sum(axis=2)
+    np.testing.assert_array_equal(found.lengths, lengths)
+    inside = np.arange(want.shape[2]) < lengths[..., None]
+    np.testing.assert_array_equal(np.where(inside, found.ids, -1), want)
+    assert name == "beam5" or (lengths == 7).all()
+    # Finished and unfinished captions alike: best first.
+    assert (np.diff(found.scores, axis=1) <= 0).all()
+
+
 def test_loss_and_gradients_of_the_mapper(clapcap):
     want = clapcap.check.reference.spec["grad"]["loss"]
     clapcap.check.check_close("loss", clapcap.loss, want, 1e-6)
@@ -179,7 +201,21 @@ def decoder(request, parity):
     run = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, outputs), gradients = jax.device_get(run(variables["params"]))
     gradients = {"params": gradients, "state": variables["state"]}
+    steps = caption_decoder.stepwise(options, 4981)
+
+    @jax.jit
+    def stepped(variables):
+        cache = steps.start(variables, draft, ids.shape[1])
+
+        def read(cache, ids):
+            logits, cache = steps.step(variables, cache, ids)
+            return cache, logits
+
+        return jax.lax.scan(read, cache, ids.T)[1].swapaxes(0, 1)
+
     return SimpleNamespace(
+        # What stands behind a caption is masked in the reference, not in a cache.
+        cached=np.where(ids[..., None] != 0, stepped(variables), outputs[0]),
         check=check,
         weights=weights,
         back=rules.invert(table, filled) | extra,
@@ -210,6 +246,14 @@ def test_decoder(decoder):
     decoder.check.check("tower", "embed_f64", decoder.hidden, 1e-5)
     decoder.check.check("logits", "logit", decoder.logits, 1e-5)
     decoder.check.check("logits", "logit_last_clip0", decoder.logits[0, -1], 1e-5)
+
+
+def test_decoder_with_a_cache(decoder):
+    decoder.check.check("logits", "logit", decoder.cached, 1e-5)
+    decoder.check.check_close("logits", decoder.cached, decoder.logits, 1e-5)
+    np.testing.assert_array_equal(
+        decoder.cached.argmax(axis=-1), decoder.logits.argmax(axis=-1)
+    )
 
 
 def test_loss_and_gradients_of_a_decoder(decoder):
