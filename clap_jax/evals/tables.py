@@ -16,13 +16,15 @@ NAMES = {
     "F1_micro": "F1 micro",
     "F1_macro": "F1 macro",
     "median_rank": "median rank",
+    "exact": "exact answers",
     "bad_clips": "bad clips",
 }
-PREFIXES = ("zeroshot_", "probe_", "head_")
+PREFIXES = ("zeroshot_", "probe_", "head_", "label_")
 ABSENT = "Not evaluated"
 KINDS = {
     "retrieval": "Retrieval",
     "zeroshot": "Zero-shot classification",
+    "answers": "Written answers",
     "probe": "Probes on frozen embeddings",
     "classifier": "Supervised classification",
     "captions": "Written captions",

@@ -31,6 +31,13 @@ def test_table_shows_metrics_it_does_not_know():
     assert "my_number" in text and "0.1235" in text
 
 
+def test_answers_have_a_heading_and_shares():
+    metrics = {"exact": 0.5, "label_acc": 0.75, "bad_clips": 0.0}
+    text = printed({"events": Result(metrics, protocol={"kind": "answers"})})
+    assert "Written answers" in text and "label_acc" not in text
+    assert "50.0 %" in text and "75.0 %" in text
+
+
 def test_intervals_are_printed_where_they_fit_and_absent_ones_with_a_reason():
     members = {
         "a [b]": Result({"zeroshot_acc": 0.5}, intervals={"zeroshot_acc": (0.25, 1)}),
@@ -53,6 +60,7 @@ def test_intervals_are_printed_where_they_fit_and_absent_ones_with_a_reason():
         ("zeroshot_F1_macro", 1, "100.0 %"),
         ("exact", 0.5, "50.0 %"),
         ("t2a_median_rank", 1234.0, "1,234"),
+        ("exact", 0.12345, "12.3 %"),
         ("bad_clips", 0.0, "0"),
         ("seconds", 0.000123456, "0.0001235"),
     ],
@@ -66,6 +74,8 @@ def test_names_of_metrics():
     assert tables.metric_name("zeroshot_acc") == "accuracy"
     assert tables.metric_name("probe_acc_deviation") == "deviation of accuracy"
     assert tables.metric_name("zeroshot_mAP") == "mAP"
+    assert tables.metric_name("label_acc") == "accuracy"
+    assert tables.metric_name("exact") == "exact answers"
     assert tables.headline(["bad_clips", "a2t_R@5", "t2a_R@1"]) == "a2t_R@5"
     assert tables.headline(["bad_clips"]) == "bad_clips" and tables.headline([]) == ""
 
