@@ -11,7 +11,8 @@ command trains; its audio tower and projection start the second, contrastive run
 the argument are tasks of clap_jax/text/assets/tasks.json, with their tables or shards,
 several joined by "+". `test=VALUE` holds out the rows that have it in their column split
 or fold, and measures the answers to them; with `mixture=balanced` every task is drawn as
-often, else every clip.
+often, else every clip. `separator=comma` (or semicolon, bar, space, tab, or a text)
+is what lies between the labels of a cell.
 
 Recipe (Pengi, arXiv 2305.11834, and its released configuration): 3.4 M pairs in 8
 templates, see `MIXTURE`; 44.1 kHz, 7 s; HTSAT trained, GPT-2 frozen; embedding of 1024,
@@ -29,7 +30,7 @@ parameters, no download. A language model that is fresh cannot be frozen, which 
 """
 
 from clap_jax import config as config_lib
-from clap_jax.pipeline import sources
+from clap_jax.pipeline import sources, splits
 from clap_jax.pipeline.manifest import inspect_manifest
 from clap_jax.text import answers
 
@@ -54,11 +55,13 @@ SMALL_DECODER = {"depth": 1, "width": 32, "mlp": 64, "heads": 4}
 
 
 def get_config(argument=None):
-    """`:TASK=TABLE[+TABLE][,TASK=...][,test=VALUE][,size=small][,smoke]`."""
+    """`:TASK=TABLE[+TABLE][,TASK=...][,test=VALUE][,separator=TEXT]
+    [,mixture=balanced][,size=small][,smoke]`."""
     options = config_lib.parse_argument(
         argument,
         **dict.fromkeys(answers.tasks(), ""),
         test="",
+        separator="",
         mixture="clips",
         audio="",
         size="full",
@@ -131,6 +134,8 @@ def read(config, options):
     for name, paths in tables.items():
         for number, path in enumerate(paths):
             source = sources.section(path) | {"name": f"{name}{number or ''}"}
+            if options.separator and source["kind"] == "manifest":
+                source["separator"] = splits.separator(options.separator)
             train, held_out = source, {}
             if options.test:
                 train, held_out = divided(source, options.test)

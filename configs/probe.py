@@ -16,8 +16,9 @@ recipe: linear (ours: full-batch L-BFGS, penalty swept), laion_linear and laion_
 (LAION-CLAP: Adam 1e-4, 100 epochs, batch 160, on the projection before L2; the MLP is
 1024 wide, dropout 0.1), msclap_linear and msclap_mlp (MS-CLAP: Adam 1e-3, 30 epochs, one
 layer or three). clap_jax/evals/recipes.py has them with their sources. features:
-projection, normalised or embedding. separator: between the labels of a cell.
-Vectors are kept in the workdir, so that another recipe with the same --workdir only fits.
+projection, normalised or embedding. separator: between the labels of a
+cell, such as ";", or by name: comma, semicolon, bar, space, tab. Vectors
+are kept in the workdir, so that another recipe with the same --workdir only fits.
 Expected: the papers' tables are with their own checkpoints, ESC-50 about 0.93 (MS-CLAP
 2022, frozen features).
 """
@@ -78,8 +79,9 @@ def get_config(argument=None):
         raise config_lib.ConfigError(
             f"{options.path} has no column of labels to probe for"
         )
+    separator = splits.separator(options.separator)
     source = {"kind": "manifest", "path": options.path}
-    source |= {"label_column": table["label_column"], "separator": options.separator}
+    source |= {"label_column": table["label_column"], "separator": separator}
     config.evals.probe = {
         "kind": "probe",
         "source": source,

@@ -56,6 +56,31 @@ def test_tables_of_tasks_are_sources(module, table):
     assert "weight" not in held["source"]
 
 
+@pytest.mark.parametrize("separator", ["comma", "semicolon", "bar", "tab", "/"])
+def test_cells_hold_several_labels(module, tmp_path, separator):
+    """Of clips to train on and of those held out; names stand for what an argument
+    cannot hold."""
+    between = {"comma": ",", "semicolon": ";", "bar": "|", "tab": "\t"}
+    cell = between.get(separator, separator).join(["Bark", "Dog", "Animal"])
+    path = tmp_path / "clips.csv"
+    rows = ["path,label,split", f'0.wav,"{cell}",train', f'1.wav,"{cell}",test']
+    path.write_text("\n".join(rows))
+    argument = f"sound_event={path},test=test,separator={separator}"
+    config = module.get_config(argument)
+    sections = config.data.sources[0], config.evals.sound_event.source
+    for section in sections:
+        options = dict(config_lib.plain(section)) | {"check_files": False}
+        for key in ("kind", "task"):
+            options.pop(key, "")
+        source = build_source("manifest", options.pop("name"), options)
+        assert source.tags(0) == ["Bark", "Dog", "Animal"]
+
+
+def test_shards_have_no_cells(module, tmp_path):
+    config = module.get_config(f"caption={tmp_path}/{{0..3}}.tar,separator=comma")
+    assert "separator" not in config.data.sources[0]
+
+
 def test_the_whole_recipe_freezes_gpt2(module, table):
     config = module.get_config(f"caption={table},audio=htsat.ckpt")
     assert config.model == "pengi" and config.task.name == "answer"

@@ -219,17 +219,18 @@ class ManifestSource:
         return order.digest([sorted(where), *rows])
 
 
-def inspect_manifest(path: str | os.PathLike) -> dict[str, Any]:
+def inspect_manifest(path: str | os.PathLike, separator: str = "") -> dict[str, Any]:
     """What a table or folder holds, by its columns alone: `ManifestSource` checks rows.
 
+    separator: between the labels of a cell.
     Returns path, kind ("csv", "jsonl", "parquet", "folder"), rows (how many), columns;
     audio_column, caption_columns, label_column, split_column, fold_column ("" or () for
-    none); labels (distinct, sorted), values {split or fold column: distinct values,
-    sorted}. Raises ManifestError for what is no table, or lacks columns.
+    none); labels (distinct, sorted), multi_label (whether a cell has several), values
+    {split or fold column: distinct values, sorted}. Raises ManifestError for what is no table, or lacks columns.
     """
     table = tables.read(path)
     columns = _columns(table, Columns("", (), "", ""))
-    tags = _tags(table, columns, range(len(table.lines)), "", "clip", [])
+    tags = _tags(table, columns, range(len(table.lines)), separator, "clip", [])
     split, fold = _find(table, SPLIT_COLUMNS), _find(table, FOLD_COLUMNS)
     return {
         "path": table.path,
@@ -242,6 +243,7 @@ def inspect_manifest(path: str | os.PathLike) -> dict[str, Any]:
         "split_column": split,
         "fold_column": fold,
         "labels": sorted({tag for own in tags for tag in own}),
+        "multi_label": any(len(own) > 1 for own in tags),
         "values": {
             name: tables.distinct(table, name) for name in (split, fold) if name
         },

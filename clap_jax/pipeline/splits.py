@@ -10,11 +10,20 @@ from clap_jax.pipeline.manifest import inspect_manifest
 # Splits that never train, the one to test on first.
 HELD_OUT = ("test", "eval", "validation", "valid", "val", "dev")
 
+# What separates labels, by names for what a config's argument or a shell would take
+# for something else.
+SEPARATORS = {"comma": ",", "semicolon": ";", "bar": "|", "space": " ", "tab": "\t"}
 
-def inspect(path: str, column: str = "") -> dict[str, Any]:
+
+def separator(text: str) -> str:
+    """What is between the labels of a cell: the text itself, or what it is a name of."""
+    return SEPARATORS.get(text, text)
+
+
+def inspect(path: str, column: str = "", separator: str = "") -> dict[str, Any]:
     """`inspect_manifest`, with the values of `column` among its `values` as well, which
     then is what divides the table. Raises ManifestError, also for an unknown column."""
-    table = inspect_manifest(path)
+    table = inspect_manifest(path, separator)
     if not column:
         return table
     columns = tables.read(path).columns
