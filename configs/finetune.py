@@ -7,8 +7,8 @@
 A head on the audio tower's projection learns the label column; there is no text tower.
 `test=VALUE` and `validation=VALUE` are values of the split or fold column, or of
 `column=NAME`, and mean what they mean in configs/manifest.py: one row in such a column
-never trains. A cell with several labels (`separator=";"`) makes it multi-label, with a
-sigmoid for each class. `init` is a workdir, a saved model, a file of another system or a
+never trains. A cell with several labels (`separator=";"`, or by name: comma, semicolon,
+bar, space, tab) makes it multi-label, with a sigmoid for each class. `init` is a workdir, a saved model, a file of another system or a
 hub id, and brings its own model and front end; without it `model` is a row of the zoo.
 
 freeze: only the head learns, and the towers run as in evaluation. hidden: widths of the
@@ -64,8 +64,6 @@ def get_config(argument=None):
         config.model, config.init_from = "init_from", options.init
         config.init_pattern = r"(?!params/heads/).*"
     set_recipe(config, options)
-    if options.freeze:
-        config.optim.lr_multipliers = (("heads/.*", 1.0), (".*", 0.0))
     config.data.mel = "host"
     config.data.cache_gib = 2.0
     config.checkpoint.every_steps = 500
@@ -88,6 +86,9 @@ def widths(text):
 
 def set_recipe(config, options):
     """How long, how fast, with which augmentation."""
+    fresh = 10.0 if options.recipe == "own" and options.init else 1.0
+    towers = 0.0 if options.freeze else 1.0
+    config.optim.lr_multipliers = (("heads/.*", fresh), (".*", towers))
     config.train.batch_size = 64
     config.optim.schedule = "cosine"
     if options.recipe == "own":
@@ -95,8 +96,6 @@ def set_recipe(config, options):
         config.train.ema_decay = 0.99
         config.loss.label_smoothing = 0.1
         config.optim.learning_rate = 3e-4 if options.init else 1e-3
-        if options.init:
-            config.optim.lr_multipliers = (("heads/.*", 10.0), (".*", 1.0))
         config.optim.layer_decay = options.decay or (0.75 if options.init else 1.0)
         config.optim.warmup_percent = 5.0
         config.augment = {
@@ -136,16 +135,18 @@ def set_data(config, options):
             "configs/finetune.py needs a table or a folder: "
             "--config=configs/finetune.py:sounds.csv"
         )
-    table = splits.inspect(options.path, options.column)
+    separator = splits.separator(options.separator)
+    table = splits.inspect(options.path, options.column, separator)
     if not table["label_column"]:
         raise config_lib.ConfigError(f"{options.path} has no column of labels to learn")
     train, test = splits.held_out(table, options.test, options.validation)
     source = {"kind": "manifest", "path": options.path}
-    source |= {"label_column": table["label_column"], "separator": options.separator}
+    source |= {"label_column": table["label_column"], "separator": separator}
     config.data.sources = ({**source, "where": train},)
     config.evals.classes = {"kind": "classifier", "source": {**source, "where": test}}
-    if not options.separator:  # a class may be missing in some folds
-        config.task.heads = {"labels": {"labels": tuple(table["labels"])}}
+    # Of the whole table: a class, or a cell with several, may be missing in some folds.
+    loss = "bce" if table["multi_label"] else "ce"
+    config.task.heads = {"labels": {"labels": tuple(table["labels"]), "loss": loss}}
 
 
 def smoke(config):
