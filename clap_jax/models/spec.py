@@ -117,10 +117,14 @@ def _has(tower: TowerSpec, table: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def pads_texts_freely(spec: Any) -> bool:
-    """Whether a text has the same embedding however far it is padded.
+    """Whether a text has the same embedding, or the same scores of its tokens, however
+    far it is padded.
 
-    spec: of a pair of towers, or any other with an audio tower, which has no texts.
+    spec: of a pair of towers; of a captioner, whose decoder reads from left to right;
+    or any other with an audio tower, which has no texts.
     """
+    if hasattr(spec, "decoder"):
+        return True
     text = getattr(spec, "text", None)
     return text is not None and not _has(text, _TEXT_PADDING_COUNTS)
 

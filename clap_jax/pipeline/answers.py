@@ -1,10 +1,11 @@
 """Questions and answers of a training batch, from templates and what clips are known by."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clap_jax.pipeline.ops import draw_caption
 from clap_jax.text.answers import Template, Writer
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Answers:
     """What a training batch says of answers, in the place of captions.
 
     templates: of each source, in their order. writer: makes tokens; None where nothing
-    is read. length: L, tokens of prompt and answer together.
+    is read. length: L, tokens of prompt and answer together, at most.
 
     A row has `ids` int32 [L], `mask` bool [L] and `answer` bool [L]; see
     `text.answers.Rows`.
@@ -46,12 +47,12 @@ class Answers:
     def __init__(
         self, templates: Sequence[Template], writer: Writer | None, length: int
     ):
-        self._templates, self._writer = tuple(templates), writer
+        self._templates, self.writer = tuple(templates), writer
         self._length = length
 
     @property
     def fields(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape (of one row) and dtype of each, by their names in a batch."""
+        """Shape (of one row of full length) and dtype of each, by their names."""
         shape = (self._length,)
         return {
             "ids": (shape, np.dtype(np.int32)),
@@ -59,24 +60,14 @@ class Answers:
             "answer": (shape, np.dtype(bool)),
         }
 
-    def blank(self, rows: int) -> dict[str, np.ndarray]:
-        """Zeros for so many rows."""
-        return {
-            name: np.zeros((rows, *shape), dtype)
-            for name, (shape, dtype) in self.fields.items()
-        }
+    def draw(
+        self, which: int, source: "Source", clip: int, rng: np.random.Generator
+    ) -> tuple[str, str]:
+        """A prompt, and the answer for a clip of `source`, which is number `which`.
 
-    def put(
-        self,
-        batch: dict[str, Any],
-        row: int,
-        which: int,
-        tags: Sequence[str],
-        captions: Sequence[str],
-        rng: np.random.Generator,
-    ) -> None:
-        """Write prompt and answer for a clip of source number `which` into a row."""
-        pair = self._templates[which].write(tags, captions, rng)
-        found = self._writer([pair])
-        for name, value in found._asdict().items():
-            batch[name][row] = value[0]
+        The caption is drawn as in contrastive runs, as likely as its source says.
+        """
+        template, captions = self._templates[which], []
+        if template.places - {"tags"}:
+            captions.append(draw_caption(source, clip, rng))
+        return template.write(source.tags(clip), captions, rng)

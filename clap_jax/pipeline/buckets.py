@@ -7,10 +7,11 @@ those of the full length, to rounding, and the work is less.
 
 import bisect
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from clap_jax.text.answers import Writer
 from clap_jax.text.tokenize import Tokenizer
 
 TEXT_TOKENS = (16, 32)
@@ -37,21 +38,22 @@ def shortest(known: Sequence[int], needed: int) -> int:
 
 
 class Texts:
-    """Tokenises this host's captions, as long as all hosts make those of a batch.
+    """Tokenises this host's texts, as long as all hosts make those of a batch.
 
-    tokenizer, shorter: the full length is the tokenizer's, see `lengths`. rows: those
-    of the global batch that this host makes.
+    tokenizer: of captions, or a writer of (prompt, answer), which are texts as well.
+    shorter: the full length is the tokenizer's, see `lengths`. rows: those of the
+    global batch that this host makes.
 
-    Hosts do not ask each other. Each counts the tokens of all captions of the global
+    Hosts do not ask each other. Each counts the tokens of all texts of the global
     batch, which the seed alone decides, or of so many that the full length is needed:
     some tens of microseconds each, beside milliseconds for a clip to decode. Only the
-    host that reads it knows that a clip is damaged: the caption that comes with its
+    host that reads it knows that a clip is damaged: the text that comes with its
     replacement is cut where it is longer than what all had reckoned with.
     """
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | Writer,
         shorter: Sequence[int],
         global_batch: int,
         rows: Sequence[int],
@@ -62,30 +64,34 @@ class Texts:
 
     def __call__(
         self,
-        captions: Sequence[str],
+        texts: Sequence[Any],
         replaced: np.ndarray,
-        caption_of: Callable[[int], str],
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids int32 [B, L] and mask bool [B, L] of captions, those of `rows`.
+        text_of: Callable[[int], Any],
+    ) -> dict[str, np.ndarray]:
+        """Ids int32 [B, L] and mask bool [B, L] of texts, those of `rows`; of answers
+        also which tokens are theirs, bool [B, L].
 
-        replaced: bool [B], captions that came with another clip. caption_of: the
-        caption of any row of the global batch if no clip is damaged.
+        replaced: bool [B], texts that came with another clip. text_of: the text of any
+        row of the global batch if no clip is damaged.
         """
-        ids, mask = self._tokenizer(captions)
-        counts = mask.sum(1)
-        length = self._length(counts, replaced, caption_of)
+        found = self._tokenizer(texts)
+        counts = found[1].sum(1)
+        length = self._length(counts, replaced, text_of)
         for row in np.flatnonzero(counts > length):
-            cut_ids, cut_mask = self._tokenizer.shorter(length)([captions[row]])
-            ids[row, :length], mask[row, :length] = cut_ids[0], cut_mask[0]
-        return ids[:, :length].copy(), mask[:, :length].copy()
+            for whole, cut in zip(found, self._tokenizer.shorter(length)([texts[row]])):
+                whole[row, :length] = cut[0]
+        return {
+            name: whole[:, :length].copy()
+            for name, whole in zip(("ids", "mask", "answer"), found)
+        }
 
     def _length(
         self,
         counts: np.ndarray,
         replaced: np.ndarray,
-        caption_of: Callable[[int], str],
+        text_of: Callable[[int], Any],
     ) -> int:
-        """The length of all hosts' captions, by what the order alone says of them."""
+        """The length of all hosts' texts, by what the order alone says of them."""
         *shorter, full = self._lengths
         if not shorter:
             return full
@@ -94,7 +100,7 @@ class Texts:
         for row in np.setdiff1d(np.arange(self._global_batch), known):
             if needed > shorter[-1]:
                 break
-            needed = max(needed, self._tokenizer.count(caption_of(int(row))))
+            needed = max(needed, self._tokenizer.count(text_of(int(row))))
         return shortest(self._lengths, needed)
 
 

@@ -104,14 +104,8 @@ class Targets:
         row: int,
         which: int,
         tags: Sequence[str],
-        captions: Sequence[str] = (),
-        rng: np.random.Generator | None = None,
     ) -> None:
-        """Write the labels of a clip of source number `which` into a row of a batch.
-
-        Captions, and chance, have no part in it (they have in `answers.Answers.put`).
-        """
-        del captions, rng
+        """Write the labels of a clip of source number `which` into a row of a batch."""
         head, columns = self._columns[which]
         batch["head"][row] = head
         batch["target"][row, [columns[tag] for tag in tags]] = 1

@@ -84,8 +84,8 @@ def train_dataset(
     A batch is a dict: `mel` float16 [B, N, F] or `wave` int16 [B, T]; `ids` int32 [B, L]
     and `mask` bool [B, L] of a caption drawn from the clip's; `group` int32 [B], equal
     for positives of each other; `bad` bool [B], the clip was damaged and its place was
-    taken by the next sound one (with that one's caption, cut where `text_tokens` leave
-    it too little room). For a front end with views, `mel` is [B, 4, N, F], and `longer`
+    taken by the next sound one (with that one's caption or answer, cut where
+    `text_tokens` leave it too little room). For a front end with views, `mel` is [B, 4, N, F], and `longer`
     bool [B] says which clips are longer than the window; for one of whole clips,
     `frames` int32 [B] says how many frames of `mel` belong to the clip.
     Raises ValueError: too few clips for a batch, weights or names that make no sense.
@@ -126,8 +126,9 @@ def train_dataset(
             f"rows are {list(rows)}, expected {batch_size} numbers below {global_batch}"
         )
     texts = None
-    if targets is None:
-        texts = buckets.Texts(tokenizer, text_tokens, global_batch, rows)
+    if not isinstance(targets, Targets):
+        tokens = tokenizer if targets is None else targets.writer
+        texts = buckets.Texts(tokens, text_tokens, global_batch, rows)
     batches = TrainBatches(clips, order, texts, global_batch, rows, threads, targets)
     fit = None
     if prepare.frontend.whole_clip:
@@ -167,32 +168,35 @@ class TrainBatches:
 
         prepare = self._clips[0].prepare
         batch = prepare.blank(self._batch_size)
-        if self._targets is not None:
+        if self._texts is None:
             batch |= self._targets.blank(self._batch_size)
         group = np.empty(self._batch_size, np.int32)
-        captions = []
+        texts = []
         for row, (draw, (which, _), clip) in enumerate(zip(draws, places, found)):
             source = self._clips[which].source
             rng = example_generator(self.order.seed, draw)
-            if self._targets is None:
-                captions.append(draw_caption(source, clip.index, rng))
+            if self._texts is None:
+                self._targets.put(batch, row, which, source.tags(clip.index))
             else:
-                known = source.tags(clip.index), source.captions(clip.index)
-                self._targets.put(batch, row, which, *known, rng)
+                texts.append(self._text(which, clip.index, rng))
             put(batch, row, prepare.example(clip.whole, rng))
             group[row] = group_number(source.name, source.group(clip.index))
         bad = np.array([clip.bad for clip in found])
-        if self._targets is None:
-            others = partial(self._caption, int(first_draw))
-            batch["ids"], batch["mask"] = self._texts(captions, bad, others)
+        if self._texts is not None:
+            batch |= self._texts(texts, bad, partial(self._text_of, int(first_draw)))
         return batch | {"group": group, "bad": bad}
 
-    def _caption(self, first_draw: int, row: int) -> str:
-        """What a row of the global batch has for a caption if its clip is sound."""
+    def _text(self, which: int, index: int, rng: np.random.Generator) -> Any:
+        """A caption of a clip, or a prompt and the answer to it, drawn from `rng`."""
+        source = self._clips[which].source
+        if self._targets is None:
+            return draw_caption(source, index, rng)
+        return self._targets.draw(which, source, index, rng)
+
+    def _text_of(self, first_draw: int, row: int) -> Any:
+        """What a row of the global batch has for a text if its clip is sound."""
         draw = first_draw + row
-        which, index = self.order(draw)
-        rng = example_generator(self.order.seed, draw)
-        return draw_caption(self._clips[which].source, index, rng)
+        return self._text(*self.order(draw), example_generator(self.order.seed, draw))
 
     def _fetch(self, places: list[tuple[int, int]]) -> list[Clip]:
         """Clips in the order of `places`; those that take work, in threads."""

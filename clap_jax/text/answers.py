@@ -11,6 +11,7 @@ that comes from. Prompts and answers have places for what is known of a clip:
                 before and behind its first question mark
 """
 
+import copy
 import functools
 import json
 import re
@@ -156,6 +157,16 @@ class Writer:
             mask[row, : len(found)] = True
             answer[row, len(asked) : len(found)] = True
         return Rows(ids, mask, answer)
+
+    def count(self, pair: tuple[str, str]) -> int:
+        """Tokens of a row, L at most."""
+        return int(self([pair]).mask.sum())
+
+    def shorter(self, length: int) -> "Writer":
+        """The same writer, of rows with fewer tokens."""
+        made = copy.copy(self)
+        made.tokenizer, made.length = self.tokenizer.shorter(length), length
+        return made
 
     def prompt(self, text: str) -> list[int]:
         """Tokens of a prompt."""

@@ -7,8 +7,10 @@ import pytest
 from absl import flags
 
 from clap_jax.pipeline import buckets, loader
+from clap_jax.pipeline.answers import Answers
 from clap_jax.pipeline.manifest import ManifestSource
 from clap_jax.pipeline.ops import Prepare
+from clap_jax.text import answers as answers_lib
 from tests.pipeline.clips import FRONTEND, TinySource, make_tokenizer, write_table
 from tests.pipeline.test_loader import all_same, take
 from tests.whole_mel_models import WHOLE, UnequalSource
@@ -168,6 +170,66 @@ def test_the_same_after_a_stop(make):
     again = make(source, **options | {"threads": 1})
     again.set_state(state)
     all_same(wanted, take(again, 6))
+
+
+# --- prompts with answers ---
+
+
+@pytest.fixture(scope="module")
+def answers(tokenizer):
+    """Two prompts, and captions as answers."""
+    template = answers_lib.template("mine", ["a", "number"], "{caption}", "a test")
+    return Answers([template], answers_lib.Writer(tokenizer), FULL)
+
+
+def test_answers_are_as_long_as_the_longest(make, answers):
+    """On one host and on two, which hear nothing of each other."""
+    source, options = Talker(40), {"targets": answers}
+    whole = take(make(source, **options), 12)
+    assert set(text_lengths(whole)) == {FULL}
+    found = take(make(source, text_tokens=TOKENS, **options), 12)
+    assert len(set(text_lengths(found))) >= 2
+    shares = [
+        take(
+            make(
+                source,
+                batch_size=2,
+                shard=(host, 2),
+                text_tokens=TOKENS,
+                **options,
+            ),
+            12,
+        )
+        for host in (0, 1)
+    ]
+    for batch, full, *parts in zip(found, whole, *shares, strict=True):
+        length = batch["ids"].shape[1]
+        needed = full["mask"].sum(1).max()
+        assert length == min(x for x in (*TOKENS, FULL) if x >= needed)
+        cut = {name: full[name][:, :length] for name in ("ids", "mask", "answer")}
+        all_same([batch], [full | cut])
+        joined = {n: np.concatenate([part[n] for part in parts]) for n in batch}
+        all_same([joined], [batch])
+        assert (batch["answer"].sum(1) > 1).all()
+
+
+def test_the_answer_of_a_replacement_is_cut(make, answers):
+    """Clip 5 has the long one, and comes in the place of 4, which is damaged."""
+    source = Talker(8, broken={4: np.zeros(0)})
+    options = {"batch_size": 2, "targets": answers}
+    whole = take(make(source, **options), 40)
+    found = take(make(source, text_tokens=TOKENS, **options), 40)
+    cut = 0
+    for batch, full in zip(found, whole, strict=True):
+        length = batch["ids"].shape[1]
+        for row in range(2):
+            if full["mask"][row].sum() > length:
+                cut += 1
+                assert batch["bad"][row] and batch["mask"][row].all()
+                assert batch["answer"][row, -1]
+                end = answers.writer.ending[0]
+                assert end in full["ids"][row] and end not in batch["ids"][row]
+    assert cut > 3
 
 
 # --- whole clips ---

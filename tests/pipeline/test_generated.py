@@ -11,10 +11,12 @@ import pytest
 
 from clap_jax.audio import io
 from clap_jax.pipeline import generated, loader
+from clap_jax.pipeline.answers import Answers
 from clap_jax.pipeline.generated import GeneratedSource
 from clap_jax.pipeline.ops import Prepare, draw_caption, example_generator
 from clap_jax.pipeline.sources import build_source
 from clap_jax.pipeline.tables import ManifestError
+from clap_jax.text.answers import Writer, template
 from tests.pipeline.clips import FRONTEND, TinySource, make_tokenizer, write_table
 from tests.pipeline.shards import pair, tar_bytes
 
@@ -103,6 +105,36 @@ def test_probabilities_by_origin(captions_file):
     assert draws(source, 2, 500) == draws(source, 2, 500) != draws(source, 2, 500, 4)
     first = {"tiny 2": 2, "t5 of 2": 2, "one of 2": 1, "two of 2": 3}
     assert draws(source, 2, 8) == first
+
+
+def test_answers_are_drawn_as_captions_are(captions_file):
+    """Example by example the same ones, and so as likely as the source says."""
+    choice = {"original": 0.04, "t5": 0.95, "template": 0.01}
+    source = GeneratedSource(TinySource(10), captions_file, choice)
+    task = template("mine", ["a", "number"], "{caption}", "a test")
+    writer = Writer(make_tokenizer(20))
+    dataset = loader.train_dataset(
+        [(source, None)],
+        Prepare(FRONTEND),
+        None,
+        batch_size=10,
+        seed=0,
+        threads=0,
+        targets=Answers([task], writer, 20),
+    )
+    batches, order = iter(dataset), dataset.batches.order
+    seen = Counter()
+    for step in range(6):
+        batch = next(batches)
+        for row in range(10):
+            draw = 10 * step + row
+            _, index = order(draw)
+            rng = example_generator(0, draw)
+            answer = writer.read(batch["ids"][row][batch["answer"][row]])
+            assert answer == draw_caption(source, index, rng)
+            if index < 4:  # which have a T5 caption
+                seen["t5" if answer.startswith("t5") else "other"] += 1
+    assert seen["t5"] >= 20 and seen["t5"] + seen["other"] == 24
 
 
 def test_an_origin_without_probability_is_never_drawn(captions_file):

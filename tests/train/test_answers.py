@@ -152,6 +152,18 @@ def test_prompts_are_read_and_padding_is_not(variables, batch, plain):
     assert abs(prompt[0] - plain[0]) > 1e-4
 
 
+def test_less_padding_gives_the_same(variables, batch, plain):
+    """Answers are cut to a bucket; values and gradients are those of full length."""
+    length = int(batch["mask"].sum(1).max())
+    assert length < LENGTH
+    texts = ("ids", "mask", "answer")
+    cut = batch | {name: batch[name][:, :length] for name in texts}
+    value, found, _, gradients = gradient(variables, cut)
+    assert value == pytest.approx(float(plain[0]), rel=1e-5)
+    assert found["loss"].count == plain[1]["loss"].count
+    assert_close(gradients, plain[3])
+
+
 def test_any_mesh_and_any_parts_give_the_same(variables, batch, plain):
     how = {"devices": 4, "fsdp": 2, "accumulate": 2, "remat": "blocks"}
     value, found, _, gradients = gradient(variables, batch, **how)
@@ -283,6 +295,17 @@ def test_a_run_reports_its_answers(whole):
     }
     spec = convert.read_any_spec(workdir / "spec.json")
     assert isinstance(spec, captioner.CaptionerSpec) and spec.vocab_size <= 300
+
+
+def test_a_run_has_a_program_for_each_length(tmp_path):
+    config = run_config(data__text_buckets=(16, 24, 28))
+    config.data.sources = config.data.sources[:1]  # captions of scenes are long
+    built = experiment.build(config, tmp_path)
+    assert built.lengths().tokens == (16, 24, 28, 32)
+    iterator = iter(built.train_dataset())
+    lengths = {next(iterator)["answer"].shape[1] for _ in range(20)}
+    iterator.close()
+    assert len(lengths) > 1 and min(lengths) < 32
 
 
 def test_resume_is_bit_exact(whole, tmp_path, monkeypatch):
