@@ -19,11 +19,29 @@ from clap_jax.train import optim
 from clap_jax.train import starts as starts_lib
 
 
-def templates(config: ConfigDict) -> list[Template]:
-    """The template of each training source, by its `task`.
+def checked(config: ConfigDict, sources: Sequence[Source]) -> list[Template]:
+    """The template of each training source, by its `task`; logs the mixture.
 
-    Raises ConfigError for a source without one, and ValueError for an unknown one.
+    Without sources (evaluation, noise) there are none. Raises ConfigError for a source
+    without a task, ValueError for an unknown one, and where a clip has not what its
+    task asks for.
     """
+    if not sources:
+        return []
+    found = _templates(config)
+    for source, template in zip(sources, found, strict=True):
+        answers.check("task.name=answer", source, template)
+        logging.info(
+            "%s: task %s, %s -> %s",
+            source.name,
+            template.name,
+            " | ".join(map(repr, template.prompts)),
+            template.answer,
+        )
+    return found
+
+
+def _templates(config: ConfigDict) -> list[Template]:
     found = []
     for number, section in enumerate(config.data.sources):
         if "task" not in section:
@@ -33,19 +51,6 @@ def templates(config: ConfigDict) -> list[Template]:
             )
         found.append(task(section["task"]))
     return found
-
-
-def check(sources: Sequence[Source], asked: Sequence[Template]) -> None:
-    """Raise ValueError where a clip has not what its task asks for; log the mixture."""
-    for source, template in zip(sources, asked, strict=True):
-        answers.check("task.name=answer", source, template)
-        logging.info(
-            "%s: task %s, %s -> %s",
-            source.name,
-            template.name,
-            " | ".join(map(repr, template.prompts)),
-            template.answer,
-        )
 
 
 def texts(sources: Sequence[Source], asked: Sequence[Template]) -> list[Iterator[str]]:

@@ -5,9 +5,8 @@ The same for training, evaluation and resuming.
 
 import dataclasses
 import functools
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,27 +15,26 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from clap_jax import checkpoint, convert, hosts, sharding
+from clap_jax import checkpoint, hosts, sharding
 from clap_jax import config as config_lib
 from clap_jax.audio.augment import Augment
 from clap_jax.evals import WITHOUT_TEXTS, Result
 from clap_jax.evals.encode import ModelEncoder
 from clap_jax.losses import contrastive
-from clap_jax.models import captioner, zoo
-from clap_jax.models.captioner import CaptionerSpec
-from clap_jax.models.classifier import ClassifierSpec
 from clap_jax.pipeline import loader, order
 from clap_jax.pipeline.answers import Answers
 from clap_jax.pipeline.labels import Targets
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source
 from clap_jax.text import tokenize
+from clap_jax.text.answers import Template
 from clap_jax.train import (
     answers,
     device_data,
     evaluations,
     heads,
     programs,
+    specs,
     tasks,
     words,
 )
@@ -46,18 +44,8 @@ from clap_jax.train import state as state_lib
 # The data.source that reads nothing: no tokenizer, no evaluations either.
 NOISE = "synthetic_device"
 
-# Where the sigmoid loss's bias starts (arXiv 2303.15343): nearly all pairs are negative.
-SIGMOID_BIAS = -10.0
-
 # Where `--mode=eval` keeps what probes ask for, in the workdir.
 VECTORS = "vectors"
-
-# What a run of each task may take its model from (`model: init_from`).
-_MODELS = {
-    "contrastive": (zoo.Spec,),
-    "classify": (zoo.Spec, ClassifierSpec, CaptionerSpec),
-    "answer": (CaptionerSpec,),
-}
 
 
 class Experiment(NamedTuple):
@@ -194,7 +182,6 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
     there: the workdir's, or that of `init_from`.
     """
     loss = check(config)
-    classify, answer = (config.task.name == name for name in ("classify", "answer"))
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(config.train.batch_size, mesh, config.train.accumulate)
     noise = config.data.source == NOISE
@@ -203,52 +190,26 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
             "data.source=%s: evals are left out (%s)", NOISE, ", ".join(config.evals)
         )
     sources = _sources(config) if training and not noise else []
-    starts = [] if checkpoint.has_steps(workdir) else starts_lib.load(config)
-    if answer:
-        starts = starts_lib.for_decoder(starts)
     has_steps, texts = checkpoint.has_steps(workdir), _needs_texts(config, training)
-    if has_steps and (config.model == starts_lib.MODEL or not (training or texts)):
-        spec = convert.read_any_spec(workdir / "spec.json")
-    elif training or has_steps:
-        spec = unread_spec(config, starts)
-    else:
-        spec = _found_spec(config, starts, texts)
-    clips, tokenizer, targets, asked = [source for source, _ in sources], None, None, []
-    if answer and clips:
-        asked = answers.templates(config)
-        answers.check(clips, asked)
-    if classify and training:
-        spec, targets = heads.labelled(config, spec, clips)
-    elif texts and not noise:
+    starts = [] if has_steps else starts_lib.load(config)
+    if config.task.name == "answer":
+        starts = starts_lib.for_decoder(starts)
+    spec = specs.begun(config, workdir, starts, training=training, texts=texts)
+    clips = [source for source, _ in sources]
+    asked = answers.checked(config, clips) if config.task.name == "answer" else []
+    tokenizer = None
+    if texts and not noise:
         read = answers.texts(clips, asked) if asked else words.captions(clips)
         tokenizer, style = words.tokenizer(config, spec, workdir, read, starts)
-        vocab_size = tokenizer.vocab_size
-        if config.model == starts_lib.MODEL:  # its table may have rows to spare
-            vocab_size = max(vocab_size, spec.vocab_size)
-        spec = dataclasses.replace(spec, vocab_size=vocab_size, tokenizer_style=style)
-    if answer and training:
-        targets = answers.rows(asked, tokenizer, spec)
-    spec = for_loss(spec, loss)
+        spec = _with_words(config, spec, tokenizer.vocab_size, style)
+    spec, targets = _with_targets(config, spec, clips, asked, tokenizer, training)
+    spec = specs.for_loss(spec, loss)
     _where_mels_are_made(config, spec)
-    _check_spec(spec, workdir)
+    specs.check_kept(spec, workdir)
     dual, undropped = duals(config, spec)
-    if answer and training and not (noise or has_steps):
+    if isinstance(targets, Answers) and not (noise or has_steps):
         answers.check_frozen(config, dual, starts)
-    # Evaluations with equal settings share what is compiled.
-    encoder = functools.cache(
-        lambda batch_size, crop_seed, output: ModelEncoder(
-            spec,
-            undropped,
-            tokenizer,
-            mesh=mesh,
-            batch_size=batch_size,
-            threads=config.data.threads,
-            crop_seed=crop_seed,
-            output=output,
-            precision=config.precision,
-            text_tokens=config_lib.plain(config.data.text_buckets),
-        )
-    )
+    encoder = _encoders(config, spec, undropped, tokenizer, mesh)
     # While a model changes, nobody asks for the same vectors twice.
     vectors = None if training else workdir / VECTORS
     list_refused = evaluations.lists_refused(config, training)
@@ -265,6 +226,60 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
         augment=config_lib.build(Augment, config.augment, "augment"),
         starts=starts,
         targets=targets,
+    )
+
+
+def _with_words(
+    config: ConfigDict, spec: tasks.Spec, vocab_size: int, style: str
+) -> tasks.Spec:
+    """`spec`, with the vocabulary and the style of a tokenizer."""
+    if config.model == starts_lib.MODEL:  # its table may have rows to spare
+        vocab_size = max(vocab_size, spec.vocab_size)
+    return dataclasses.replace(spec, vocab_size=vocab_size, tokenizer_style=style)
+
+
+def _with_targets(
+    config: ConfigDict,
+    spec: tasks.Spec,
+    clips: Sequence[Source],
+    asked: Sequence[Template],
+    tokenizer: tokenize.Tokenizer | None,
+    training: bool,
+) -> tuple[tasks.Spec, Targets | Answers | None]:
+    """`spec`, with heads for the labels of clips where these are learnt, and what
+    training batches have in the place of captions: labels, answers to `asked`, or None.
+    """
+    if training and config.task.name == "classify":
+        return heads.labelled(config, spec, clips)
+    if training and config.task.name == "answer":
+        return spec, answers.rows(asked, tokenizer, spec)
+    return spec, None
+
+
+def _encoders(
+    config: ConfigDict,
+    spec: tasks.Spec,
+    model: tasks.Model,
+    tokenizer: tokenize.Tokenizer | None,
+    mesh: Mesh,
+) -> Callable[[int, int | None, str], ModelEncoder]:
+    """Gives the encoder for a batch size, a seed of crops and an output.
+
+    Evaluations with equal settings get the same one, and share what is compiled.
+    """
+    return functools.cache(
+        lambda batch_size, crop_seed, output: ModelEncoder(
+            spec,
+            model,
+            tokenizer,
+            mesh=mesh,
+            batch_size=batch_size,
+            threads=config.data.threads,
+            crop_seed=crop_seed,
+            output=output,
+            precision=config.precision,
+            text_tokens=config_lib.plain(config.data.text_buckets),
+        )
     )
 
 
@@ -301,50 +316,12 @@ def check(config: ConfigDict) -> contrastive.Options:
     return contrastive.Options(**config_lib.plain(config.loss))
 
 
-def unread_spec(config: ConfigDict, starts: list[starts_lib.Start]) -> tasks.Spec:
-    """The model of the config, as far as can be told before any clip is read.
-
-    That of a checkpoint, or a row of the zoo; a tokenizer that is to be trained is
-    taken to have the `data.vocab_size` entries that it may have at most.
-    """
-    if config.model == starts_lib.MODEL:
-        return starts_lib.spec_of(starts, _MODELS[config.task.name])
-    table = captioner if config.task.name == "answer" else zoo
-    spec = table.get_spec(config.model, config_lib.plain(config.model_overrides))
-    if spec.tokenizer:
-        return spec
-    return dataclasses.replace(spec, vocab_size=config.data.vocab_size)
-
-
-def _found_spec(
-    config: ConfigDict, starts: list[starts_lib.Start], texts: bool
-) -> tasks.Spec:
-    """The model to evaluate where the workdir has none: that of `init_from`, or what
-    the config says, if that has the weights for it.
-
-    texts: whether texts are needed, and so a whole model. Raises ConfigError.
-    """
-    if not texts and config.model != starts_lib.MODEL:
-        return unread_spec(config, starts)
-    found = starts_lib.spec_of(starts, (zoo.Spec, ClassifierSpec, CaptionerSpec))
-    return found if config.model == starts_lib.MODEL else unread_spec(config, starts)
-
-
 def _needs_texts(config: ConfigDict, training: bool) -> bool:
     """Whether captions are learnt, or any evaluation embeds or writes texts."""
     if config.task.name == "classify":
         return False
     kinds = {section.get("kind") for section in _evals(config).values()}
     return training or not kinds or bool(kinds - set(WITHOUT_TEXTS))
-
-
-def for_loss(spec: tasks.Spec, loss: contrastive.Options) -> tasks.Spec:
-    """`spec`, with a learned bias where the loss needs one and the model has none."""
-    pair = isinstance(spec, zoo.Spec)
-    if not pair or loss.name != "sigmoid" or spec.logit_bias_init is not None:
-        return spec
-    logging.info("sigmoid loss: a learned bias is added, at first %g", SIGMOID_BIAS)
-    return dataclasses.replace(spec, logit_bias_init=SIGMOID_BIAS)
 
 
 def duals(
@@ -406,19 +383,6 @@ def _where_mels_are_made(config: ConfigDict, spec: tasks.Spec) -> str:
     return where
 
 
-def _check_spec(spec: tasks.Spec, workdir: Path) -> None:
-    """Raise when the workdir's checkpoints are of another model."""
-    path = workdir / "spec.json"
-    if not path.exists() or not checkpoint.has_steps(workdir):
-        return
-    found = convert.read_any_spec(path)
-    if found != spec:
-        raise config_lib.ConfigError(
-            f"{path} describes another model ({_difference(found, spec)}): use "
-            "another --workdir, or the config that began this one"
-        )
-
-
 def _evals(config: ConfigDict) -> Mapping[str, Any]:
     """The evaluations that will run: none where there is nothing to read."""
     return {} if config.data.source == NOISE else config.evals
@@ -433,16 +397,3 @@ def _check_best_metric(config: ConfigDict) -> None:
             f"checkpoint.best_metric is {name!r}, expected eval/<name>/<metric> with a "
             f"name from evals: {', '.join(evals) or none}"
         )
-
-
-def _difference(found: tasks.Spec, wanted: tasks.Spec) -> str:
-    """The first few keys in which two specs differ."""
-    there, here = (
-        sharding.flatten(json.loads(spec.to_json()), ".") for spec in (found, wanted)
-    )
-    differing = [
-        f"{key}: {there.get(key)!r} there, {here.get(key)!r} in the config"
-        for key in there | here
-        if there.get(key) != here.get(key)
-    ]
-    return "; ".join(differing[:3])

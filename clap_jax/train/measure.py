@@ -22,7 +22,7 @@ from clap_jax.pipeline import measure, order
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source, build_source, section
 from clap_jax.text import tokenize
-from clap_jax.train import experiment, tasks
+from clap_jax.train import experiment, specs, tasks
 from clap_jax.train import starts as starts_lib
 
 MAX_BATCH = 256
@@ -172,7 +172,7 @@ def _source(section: Any) -> tuple[Source, float]:
 def _spec(config: ConfigDict) -> tasks.Spec:
     from_start = config.model == starts_lib.MODEL
     starts = starts_lib.load(config) if from_start else []
-    return experiment.unread_spec(config, starts)
+    return specs.unread(config, starts)
 
 
 def _tokenizer(spec: tasks.Spec, sources: list[Source]) -> tokenize.Tokenizer:

@@ -35,6 +35,7 @@ from clap_jax.train import (
     hlo,
     optim,
     roofline,
+    specs,
     tasks,
     throughput,
 )
@@ -102,13 +103,13 @@ def experiment(config: ConfigDict, topology: Topology) -> Experiment:
             f"{topology.hosts} hosts"
         )
     starts = starts_lib.load(config) if config.model == starts_lib.MODEL else []
-    spec = experiment_lib.unread_spec(config, starts)
+    spec = specs.unread(config, starts)
     targets = None
     if config.task.name == "classify":
         spec, targets = heads.labelled(config, spec, [])
     elif config.task.name == "answer":
         targets = answers.rows([], None, spec)
-    spec = experiment_lib.for_loss(spec, loss)
+    spec = specs.for_loss(spec, loss)
     dual, undropped = experiment_lib.duals(config, spec)
     return Experiment(
         config=config,
