@@ -158,7 +158,6 @@ def default() -> ConfigDict:
         (r".*(bias|scale|logit_scale\w*)", 0.0),
         (".*", 1.0),
     )
-
     # Layer-wise decay of the rate, from each tower's top down: every block has so much
     # of the rate of the one above it, beside its multiplier. 1 = off.
     config.optim.layer_decay = 1.0
@@ -195,16 +194,15 @@ def default() -> ConfigDict:
     # Neighbouring clips that are read together, and shuffled as one block; above 1 for
     # large shards on slow or remote disks.
     config.data.read_together = 1
-    # Clips that cannot be read are replaced, counted (train/bad_clips) and logged;
-    # the run stops when they exceed this share of the clips seen (of 1000, while fewer
-    # were seen, so that one broken clip in the first batch does not end a run).
+    # Clips that cannot be read are replaced, counted (train/bad_clips) and logged; the
+    # run stops when they exceed this share of the clips seen, or of 1000 while fewer.
     config.data.max_bad_fraction = 0.01
     # Lengths that batches may have besides the full one, each a program of its own,
     # compiled when first needed; () for one length. Of texts, in tokens, special ones
-    # included: a batch has the shortest that holds all of its texts (evaluation: each
-    # text for itself). The loss is that of the full length. Only what is drawn for each
-    # place differs with the length: dropout, and where stripes of silence fall. A
-    # caption that comes with the replacement of a damaged clip is cut to the batch's.
+    # included: a batch has the shortest that holds its captions, or prompts and answers
+    # (evaluation: each text for itself). The loss is that of the full length. Only what
+    # is drawn for each place differs with the length: dropout, and where stripes of
+    # silence fall. A text that comes with a damaged clip's replacement is cut to fit.
     config.data.text_buckets = (16, 32)
     # Of whole clips (BLAT), in seconds; clips of one window have one length anyhow.
     config.data.audio_buckets = (2.5, 5.0)
@@ -224,6 +222,10 @@ def default() -> ConfigDict:
     # take them, in place of the middle; "about": what the results shall say of the task;
     # options of the kind}
     config.evals = ConfigDict()
+
+    # Cross-validation: for each fold {"name": ..., "train": rows of `data.sources`, as
+    # their `where`, "test": rows of `evals`}, with a run in workdir/fold_<name>.
+    config.folds = ()
 
     # --- checkpoints and logs --------------------------------------------------
     config.checkpoint = ConfigDict()

@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     from clap_jax import hosts
     from clap_jax.checkpoint import CheckpointError
-    from clap_jax.train import examine, loop
+    from clap_jax.train import examine, folds, loop
 
     config_file = config_flags.get_config_filename(FLAGS["config"])
     if "://" in (FLAGS.workdir or ""):
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> None:
             status=2,
         )
     workdir = Path(FLAGS.workdir or default_workdir(config_file))
-    run = {"train": loop.train, "eval": examine.evaluate, "plan": plan}[FLAGS.mode]
+    run = {"train": folds.train, "eval": folds.evaluate, "plan": plan}[FLAGS.mode]
     expected = (ValueError, OSError, ImportError, CheckpointError)
     expected += (loop.TrainingError, examine.Refused)
     try:

@@ -16,7 +16,7 @@ SEPARATORS = {"comma": ",", "semicolon": ";", "bar": "|", "space": " ", "tab": "
 
 
 def separator(text: str) -> str:
-    """What is between the labels of a cell: the text itself, or what it is a name of."""
+    """What is between the labels of a cell: the text, or what it is a name of."""
     return SEPARATORS.get(text, text)
 
 
@@ -47,6 +47,37 @@ def division(table: Mapping[str, Any]) -> tuple[str, list[str]]:
         if len(values) > 1:
             return name, list(values)
     return "", []
+
+
+def folds(
+    table: Mapping[str, Any],
+) -> list[tuple[str, dict[str, list[str]], dict[str, list[str]]]]:
+    """Each fold's name, and the filters for the rows to train on and to test on.
+
+    table: from `inspect`. Every value of its column of folds, or of the one that was
+    asked for, is tested once, and all other rows train. Rows without a value are never
+    tested. Raises ConfigError where nothing, or splits, divide the table.
+    """
+    column = table["fold_column"] or table["split_column"]
+    values = table["values"].get(column, [])
+    names = [value for value in values if value]
+    if len(names) < 2:
+        raise ConfigError(
+            f"{table['path']} has no folds: expected a column fold, or one that column= "
+            f"names, with several values{f', found {names} in {column}' if column else ''}"
+        )
+    splits = reserved_values(names) + [
+        n for n in names if n.lower().startswith("train")
+    ]
+    if splits:
+        raise ConfigError(
+            f"{column} of {table['path']} has splits ({', '.join(splits)}), expected "
+            "folds: column=NAME names another column"
+        )
+    return [
+        (name, {column: [value for value in values if value != name]}, {column: [name]})
+        for name in names
+    ]
 
 
 def held_out(
