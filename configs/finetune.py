@@ -9,9 +9,11 @@ A head on the audio tower's projection learns the label column; there is no text
 `column=NAME`, and mean what they mean in configs/manifest.py: one row in such a column
 never trains. With `folds` every value of that column is tested once, by a run of its own
 in runs/finetune/fold_<value> (the same command goes on where it stopped), and the report
-has their means (ESC-50: 5 folds, UrbanSound8K: 10). A cell with several labels (`separator=";"`, or by name: comma, semicolon,
-bar, space, tab) makes it multi-label, with a sigmoid for each class. `init` is a workdir, a saved model, a file of another system or a
-hub id, and brings its own model and front end; without it `model` is a row of the zoo.
+has their means (ESC-50: 5 folds, UrbanSound8K: 10). A cell with several labels
+(`separator=";"`, or by name: comma, semicolon, bar, space, tab) makes it multi-label,
+with a sigmoid for each class. `init` is a workdir, a saved model, a file of another
+system or a hub id, and brings its own model and front end; without it `model` is a row
+of the zoo.
 
 freeze: only the head learns, and the towers run as in evaluation. hidden: widths of the
 head's layers before the last, as 1024 or 512x512. decay: every block has so much of the

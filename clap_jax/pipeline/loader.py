@@ -85,9 +85,10 @@ def train_dataset(
     and `mask` bool [B, L] of a caption drawn from the clip's; `group` int32 [B], equal
     for positives of each other; `bad` bool [B], the clip was damaged and its place was
     taken by the next sound one (with that one's caption or answer, cut where
-    `text_tokens` leave it too little room). For a front end with views, `mel` is [B, 4, N, F], and `longer`
-    bool [B] says which clips are longer than the window; for one of whole clips,
-    `frames` int32 [B] says how many frames of `mel` belong to the clip.
+    `text_tokens` leave it too little room). For a front end with views, `mel` is
+    [B, 4, N, F], and `longer` bool [B] says which clips are longer than the window; for
+    one of whole clips, `frames` int32 [B] says how many frames of `mel` belong to the
+    clip.
     Raises ValueError: too few clips for a batch, weights or names that make no sense.
     """
     if min(batch_size, prefetch) < 1 or min(threads, workers) < 0:

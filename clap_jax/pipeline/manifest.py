@@ -226,7 +226,8 @@ def inspect_manifest(path: str | os.PathLike, separator: str = "") -> dict[str, 
     Returns path, kind ("csv", "jsonl", "parquet", "folder"), rows (how many), columns;
     audio_column, caption_columns, label_column, split_column, fold_column ("" or () for
     none); labels (distinct, sorted), multi_label (whether a cell has several), values
-    {split or fold column: distinct values, sorted}. Raises ManifestError for what is no table, or lacks columns.
+    {split or fold column: distinct values, sorted}. Raises ManifestError for what is no
+    table, or lacks columns.
     """
     table = tables.read(path)
     columns = _columns(table, Columns("", (), "", ""))

@@ -16,7 +16,7 @@ SEPARATORS = {"comma": ",", "semicolon": ";", "bar": "|", "space": " ", "tab": "
 
 
 def separator(text: str) -> str:
-    """What is between the labels of a cell: the text itself, or what it is a name of."""
+    """What is between the labels of a cell: the text, or what it is a name of."""
     return SEPARATORS.get(text, text)
 
 

@@ -18,7 +18,7 @@ from clap_jax.evals import Result, report, runs, tables
 from clap_jax.train import examine, loop
 
 # In a fold's folder once its run has ended: the config that it was trained by.
-FINISHED = "finished.json"
+TRAINED = "trained.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +47,14 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
         return loop.train(config, workdir)
 
     def once(own: ConfigDict, folder: Path) -> None:
-        finished, text = folder / FINISHED, config_lib.to_json(own)
-        known = finished.is_file() and finished.read_text() == text
+        trained, text = folder / TRAINED, config_lib.to_json(own)
+        known = trained.is_file() and trained.read_text() == text
         if hosts.from_first(np.array([known]))[0]:
             logging.info("it has ended before")
             return
         loop.train(own, folder)
         if jax.process_index() == 0:
-            config_lib.write_text(finished, text)
+            config_lib.write_text(trained, text)
 
     return _each(config, workdir, once)
 
