@@ -14,7 +14,7 @@ from clap_jax.evals.msclap_tasks import FOLDS, MSCLAP, WHOLE
 from clap_jax.evals.task import Task
 from clap_jax.text.prompts import TEMPLATES
 
-NO_CAPTIONER = "needs a captioner, and captions cannot be scored (SPIDEr) yet"
+NO_CAPTIONER = "needs a captioner, and SPICE, for the papers' SPIDEr"
 """Why a task cannot be done yet, with whatever data."""
 
 _LAION5 = {

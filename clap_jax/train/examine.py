@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Result]:
         results = _results(experiment, variables, workdir / FINISHED)
     if jax.process_index() == 0:
         write_report(experiment, results, step)
-        for path in (workdir / FINISHED).glob("*.npz"):
-            path.unlink()
+        shutil.rmtree(workdir / FINISHED, ignore_errors=True)
         logging.info("results are in %s", workdir / "results.json")
     refused = [name for name, result in results.items() if evaluations.refused(result)]
     if refused:
