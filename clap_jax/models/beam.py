@@ -43,10 +43,24 @@ def _start(clips: int, options: Options) -> tuple[jax.Array, jax.Array]:
     return ids, jnp.broadcast_to(sums, ids.shape[:2])
 
 
+# Up to so many, one maximum after another is faster than `top_k`, which sorts on CPUs:
+# with it 3 beams over 1024 tokens took 10 times as long as greedy, without it 4 times.
+_FEW = 8
+
+
 def _best(scores: Float[Array, "B K C"]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The K best of all continuations: values, which place each goes on from, token."""
     clips, beams, classes = scores.shape
-    values, index = jax.lax.top_k(scores.reshape(clips, -1), beams)
+    rest = scores.reshape(clips, -1)
+    if beams > _FEW:
+        values, index = jax.lax.top_k(rest, beams)
+        return values, index // classes, index % classes
+    found = []
+    for _ in range(beams):
+        best = jnp.argmax(rest, axis=1).astype(jnp.int32)
+        found.append((jnp.take_along_axis(rest, best[:, None], axis=1)[:, 0], best))
+        rest = jnp.where(jnp.arange(beams * classes) == best[:, None], -jnp.inf, rest)
+    values, index = (jnp.stack(column, axis=1) for column in zip(*found))
     return values, index // classes, index % classes
 
 
@@ -104,8 +118,9 @@ def _stay(
     logp = jnp.where(beams.ended[..., None], only_pad, logp)
     lengths = beams.lengths + ~beams.ended
     sums = beams.sums[..., None] + logp
-    _, places, token = _best(sums / lengths[..., None] ** options.alpha)
+    best, places, token = _best(sums / lengths[..., None] ** options.alpha)
     sums = jax.vmap(lambda x, place, c: x[place, c])(sums, places, token)
+    sums = jnp.where(best > -jnp.inf, sums, -jnp.inf)
     ended = _gather(beams.ended, places) | (sums == -jnp.inf)
     if options.end_id is not None:
         ended = ended | (token == options.end_id)

@@ -140,7 +140,7 @@ class _CaptionDecoder(nn.Module):
         # initialisation draws every matrix anew (Xavier), this one too, and then keeps
         # it fixed. Its checkpoints hold that noise.
         table = self.variable("batch_stats", "positions", self._sinusoids)
-        return table.value
+        return jnp.asarray(table.value)
 
     def _sinusoids(self) -> jax.Array:
         return jnp.asarray(sinusoids(self.position_table, self.width))
