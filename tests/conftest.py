@@ -7,15 +7,11 @@ import os
 import tempfile
 from pathlib import Path
 
-# Equal programs are compiled once over all tests, by whichever of pytest-xdist's workers
-# or of the processes that tests start comes first.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    CACHE = tempfile.TemporaryDirectory(prefix="clap_jax_tests_")
-    atexit.register(CACHE.cleanup)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-# With a bound, which is never reached, the files are locked while they are written.
-os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**40)
+# Equal programs are compiled once over all tests and the processes that they start.
+CACHE = tempfile.TemporaryDirectory(prefix="clap_jax_tests_")
+atexit.register(CACHE.cleanup)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
 
