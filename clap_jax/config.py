@@ -261,9 +261,9 @@ def shrink(config: ConfigDict, audio: Mapping, text: Mapping) -> None:
     config.init_from = ""
     config.train.batch_size = 8
     config.train.total_epochs = 0.0
-    config.train.total_steps = 1
-    config.train.log_steps = 1
+    config.train.total_steps = config.train.log_steps = 1
     config.optim.warmup_steps = 0
+    config.data.text_buckets = ()  # one program
     config.data.sources = ({"kind": "synthetic", "split": "train", "examples": 16},)
     config.data.workers = 0
     config.data.threads = 2
