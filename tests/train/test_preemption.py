@@ -78,7 +78,7 @@ def test_nothing_is_saved_before_the_first_step(tmp_path, told):
     told(step, "compile_step", 1)
     # Compiling comes before the run takes the signal for its own.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
-    told(loop, "_interruptible", 1)
+    told(examine, "interruptible", 1)
     try:
         with pytest.raises(
             hosts.Preempted, match="before the first of 4 steps: nothing"
