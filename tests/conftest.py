@@ -1,6 +1,7 @@
 """Shared fixtures: virtual devices, shape checks, the parity oracles and real audio."""
 
 import atexit
+import fnmatch
 import importlib.util
 import json
 import os
@@ -40,6 +41,37 @@ from tests.parity_table import (  # noqa: F401 (hooks of pytest)
 )
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Tests of what programs do, not of their last digits. They wait for the compiler more
+# than for anything else, and get theirs without LLVM's optimisations in half the time.
+QUICKLY_COMPILED = (
+    "data/*",
+    "embed/*",
+    "evals/*",
+    "pipeline/*",
+    "test_*.py",
+    "train/test_answers.py",
+    "train/test_evaluate.py",
+    "train/test_experiment.py",
+    "train/test_folds.py",
+    "train/test_heads.py",
+    "train/test_loop.py",
+    "train/test_preemption.py",
+    "train/test_starts.py",
+    "train/test_throughput.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    """Compile as this file of tests is to be; no program of the other kind is left."""
+    name = item.path.relative_to(REPOSITORY / "tests").as_posix()
+    quickly = any(fnmatch.fnmatch(name, pattern) for pattern in QUICKLY_COMPILED)
+    if quickly != jax.config.read("jax_disable_most_optimizations"):
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", quickly)
+        # Of the processes that tests start.
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))
 
 
 def shared_folder(variable: str, name: str) -> Path:

@@ -158,14 +158,18 @@ def test_a_recipe_starts_from_published_towers(path):
     assert get_config(path, "smoke").init_from == ""
 
 
+@pytest.fixture(scope="module")
+def plain():
+    return shapes(get_config(CONFIGS[0].with_name("laion_htsat_roberta.py"), ""))
+
+
 @pytest.mark.parametrize(
     "kind",
     ["daf_1d", "aff_1d", "iaff_1d", "daf_2d", "aff_2d", "iaff_2d", "channel_map"],
 )
-def test_only_what_joins_the_views_starts_fresh(kind):
+def test_only_what_joins_the_views_starts_fresh(kind, plain):
     """All that a model of AudioSet has comes from there."""
     folder = CONFIGS[0].parent
-    plain = shapes(get_config(folder / "laion_htsat_roberta.py", ""))
     fused = get_config(folder / "laion_htsat_roberta_fusion.py", f"fusion={kind}")
     everything = shapes(fused)
     filled = {x for x in everything if re.fullmatch(fused.init_pattern, x)}
