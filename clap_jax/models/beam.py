@@ -10,7 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from clap_jax.models.decode_options import Captions, Options, Steps, log_probs
+from clap_jax.models.decode_options import (
+    Captions,
+    Options,
+    Steps,
+    likeliest,
+    log_probs,
+)
 
 
 class _Leave(NamedTuple):
@@ -57,7 +63,7 @@ def _best(scores: Float[Array, "B K C"]) -> tuple[jax.Array, jax.Array, jax.Arra
         return values, index // classes, index % classes
     found = []
     for _ in range(beams):
-        best = jnp.argmax(rest, axis=1).astype(jnp.int32)
+        best = likeliest(rest)
         found.append((jnp.take_along_axis(rest, best[:, None], axis=1)[:, 0], best))
         rest = jnp.where(jnp.arange(beams * classes) == best[:, None], -jnp.inf, rest)
     values, index = (jnp.stack(column, axis=1) for column in zip(*found))

@@ -197,37 +197,28 @@ def _memory_bias(
 class Cache(NamedTuple):
     """What a decoder remembers while it writes R captions of B clips, R = B * n.
 
-    keys, values: [layers, R, P, heads, d], of the tokens so far, room for P of them.
-    memory_keys, memory_values: [layers, R, N, heads, d], of the memory, made once, and
-    memory_bias [R, 1, 1, N], which hides what is not of the clip. guide: [R, D], what
-    tags add to every word, or None. index: int32, how many tokens have been read.
+    own: by layer, of the tokens so far. heard: by layer, of the memory, made once.
+    memory_bias: [R, 1, 1, N], hides what is not of the clip. guide: [R, D], what tags
+    add to every word, or None.
     """
 
-    keys: Float[Array, "layers R P heads d"]
-    values: Float[Array, "layers R P heads d"]
-    memory_keys: Float[Array, "layers R N heads d"]
-    memory_values: Float[Array, "layers R N heads d"]
+    own: tuple[layers.Past, ...]
+    heard: tuple[layers.Past, ...]
     memory_bias: Float[Array, "R 1 1 N"]
     guide: Float[Array, "R D"] | None
-    index: Int[Array, ""]
 
     def spread(self, count: int) -> "Cache":
         """Each caption `count` times, copies side by side."""
 
-        def rows(x: jax.Array) -> jax.Array:
-            return jnp.repeat(x, count, axis=0)
+        def rows(x: jax.Array | None) -> jax.Array | None:
+            return None if x is None else jnp.repeat(x, count, axis=0)
 
-        def layer_rows(x: jax.Array) -> jax.Array:
-            return jnp.repeat(x, count, axis=1)
-
-        guide = None if self.guide is None else rows(self.guide)
-        heard = layer_rows(self.memory_keys), layer_rows(self.memory_values)
-        own = layer_rows(self.keys), layer_rows(self.values)
-        return Cache(*own, *heard, rows(self.memory_bias), guide, self.index)
+        own, heard = (tuple(past.spread(count) for past in pasts) for pasts in self[:2])
+        return Cache(own, heard, rows(self.memory_bias), rows(self.guide))
 
     def take(self, rows: Int[Array, " R"]) -> "Cache":
         """Captions of a clip in other places; what the clip sounds like stays."""
-        return self._replace(keys=self.keys[:, rows], values=self.values[:, rows])
+        return self._replace(own=tuple(past.take(rows) for past in self.own))
 
 
 class _CaptionStart(_CaptionDecoder):
@@ -250,19 +241,15 @@ class _CaptionStep(_CaptionDecoder):
         self, cache: Cache, ids: Int[Array, " R"]
     ) -> tuple[Float[Array, "R C"], Cache]:
         words = self._words(ids[:, None], cache.guide)
-        position = jax.lax.dynamic_slice_in_dim(self._positions(), cache.index, 1)
+        index, room = cache.own[0].index, cache.own[0].keys.shape[-1]
+        position = jax.lax.dynamic_slice_in_dim(self._positions(), index, 1)
         x = (words + position).astype(self.dtype)
-        bias = layers.causal_bias(1, cache.keys.shape[2], cache.index)
-        pasts = []
-        for i in range(self.depth):
-            past = layers.Past(cache.keys[i], cache.values[i], cache.index)
-            memory = layers.Past(
-                cache.memory_keys[i], cache.memory_values[i], jnp.int32(0)
-            )
-            x, past = self._block(i)(x, memory, bias, cache.memory_bias, False, past)
-            pasts.append(past)
-        keys, values = (jnp.stack(parts) for parts in list(zip(*pasts))[:2])
-        cache = cache._replace(keys=keys, values=values, index=cache.index + 1)
+        bias = layers.causal_bias(1, room, index)
+        own = []
+        for i, (past, heard) in enumerate(zip(cache.own, cache.heard, strict=True)):
+            x, past = self._block(i)(x, heard, bias, cache.memory_bias, False, past)
+            own.append(past)
+        cache = cache._replace(own=tuple(own))
         return self._scores(x)[:, 0], cache
 
 
@@ -317,15 +304,13 @@ def stepwise(
         first._check(length)
         memory, guide = first.apply(collections(variables), draft)
         params = variables["params"]
-        pasts = [
+        heard = tuple(
             layers.keys_values(params[f"block{i}"]["cross"], memory, first.heads, kind)
             for i in range(first.depth)
-        ]
-        heard = (jnp.stack(parts) for parts in list(zip(*pasts))[:2])
-        head = first.width // first.heads
-        empty = jnp.zeros((first.depth, len(memory), length, first.heads, head), kind)
-        bias = _memory_bias(memory, draft)
-        return Cache(empty, empty, *heard, bias, guide, jnp.int32(0))
+        )
+        empty = layers.Past.empty(len(memory), length, first.heads, first.width, kind)
+        own = (empty,) * first.depth
+        return Cache(own, heard, _memory_bias(memory, draft), guide)
 
     def step(
         variables: Mapping[str, Any], cache: Cache, ids: Int[Any, " R"]

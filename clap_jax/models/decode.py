@@ -15,7 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from clap_jax.models import beam
-from clap_jax.models.decode_options import Captions, Options, Steps, log_probs
+from clap_jax.models.decode_options import (
+    Captions,
+    Options,
+    Steps,
+    likeliest,
+    log_probs,
+)
 
 __all__ = ["Captions", "Options", "Steps", "greedy", "write"]
 
@@ -90,7 +96,7 @@ def _draw(
 ) -> Int[Array, " R"]:
     """A token for each row: the likeliest, or one by chance."""
     if keys is None:
-        return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+        return likeliest(scores)
     draw = jax.vmap(jax.random.categorical)
     if not options.top_k and options.top_p == 1:
         return draw(keys, scores).astype(jnp.int32)

@@ -20,28 +20,27 @@ POOLS = ("end", "msclap")
 
 
 class Cache(NamedTuple):
-    """What a language model remembers of the positions that it has read.
+    """What a language model remembers of the positions that it has read, by layer."""
 
-    keys, values: [layers, B, P, heads, d], room for P positions. index: int32, how many
-    of them are filled.
-    """
+    layers: tuple[layers.Past, ...]
 
-    keys: Float[Array, "layers B P heads d"]
-    values: Float[Array, "layers B P heads d"]
-    index: Int[Array, ""]
+    @property
+    def index(self) -> Int[Array, ""]:
+        """How many positions have been read."""
+        return self.layers[0].index
+
+    @property
+    def room(self) -> int:
+        """How many positions there are."""
+        return self.layers[0].keys.shape[-1]
 
     def spread(self, count: int) -> "Cache":
         """Each row `count` times, copies side by side."""
-        keys, values = (jnp.repeat(x, count, axis=1) for x in self[:2])
-        return Cache(keys, values, self.index)
+        return Cache(tuple(past.spread(count) for past in self.layers))
 
     def take(self, rows: Int[Array, " B"], shared: int = 0) -> "Cache":
         """Other rows; the first `shared` positions are equal in them, and stay."""
-
-        def behind(x: jax.Array) -> jax.Array:
-            return x.at[:, :, shared:].set(x[:, rows, shared:])
-
-        return Cache(behind(self.keys), behind(self.values), self.index)
+        return Cache(tuple(past.take(rows, shared) for past in self.layers))
 
 
 class _Gpt2(nn.Module):
@@ -110,7 +109,7 @@ class _Gpt2(nn.Module):
         table = layers.table(self.position_table, self.width, "positions")
         x = (x + table(positions)).astype(self.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        room = length if cache is None else cache.keys.shape[2]
+        room = length if cache is None else cache.room
         bias = layers.causal_bias(length, room, start)
         block = layers.rematerialised(layers.Block, self.remat)
         pasts = []
@@ -127,12 +126,10 @@ class _Gpt2(nn.Module):
             if cache is None:
                 x = layer(x, bias, train)
                 continue
-            past = layers.Past(cache.keys[i], cache.values[i], cache.index)
-            x, past = layer(x, bias, train, past)
+            x, past = layer(x, bias, train, cache.layers[i])
             pasts.append(past)
         if cache is not None:
-            keys, values = (jnp.stack(parts) for parts in list(zip(*pasts))[:2])
-            cache = Cache(keys, values, cache.index + length)
+            cache = Cache(tuple(pasts))
         return layers.layer_norm(self.eps, self.dtype, "norm")(x), cache
 
     def _last(self, ids: Any, mask: Any) -> Int[Array, " B"]:
@@ -284,8 +281,8 @@ def language_model(
             raise ValueError(
                 f"a cache of {length} positions; this model has {module.position_table}"
             )
-        size = (module.depth, batch, length, module.heads, module.width // module.heads)
-        return Cache(jnp.zeros(size, kind), jnp.zeros(size, kind), jnp.zeros((), int))
+        empty = layers.Past.empty(batch, length, module.heads, module.width, kind)
+        return Cache((empty,) * module.depth)
 
     def step(
         params: Mapping[str, Any], cache: Cache, x: Any

@@ -128,13 +128,49 @@ class DropPath(nn.Module):
 class Past(NamedTuple):
     """Keys and values of positions that an attention has seen already.
 
-    keys, values: [*n, P, heads, d], room for P positions. index: int32, how many of
-    them are filled.
+    keys, values: [*n, heads, d, P], room for P positions: products over d or over P
+    read them as they lie, without a copy at every token. index: int32, how many
+    positions are filled.
     """
 
-    keys: Float[Array, "*n P heads d"]
-    values: Float[Array, "*n P heads d"]
+    keys: Float[Array, "*n heads d P"]
+    values: Float[Array, "*n heads d P"]
     index: Int[Array, ""]
+
+    @classmethod
+    def empty(cls, rows: int, room: int, heads: int, width: int, dtype: Any) -> "Past":
+        """Room for positions of which none is filled; `width` is that of all heads."""
+        nothing = jnp.zeros((rows, heads, width // heads, room), dtype)
+        return cls(nothing, nothing, jnp.int32(0))
+
+    @classmethod
+    def of(cls, keys: jax.Array, values: jax.Array) -> "Past":
+        """Of keys and values [*n, P, heads, d], all of them filled."""
+        lying = (jnp.moveaxis(x, -3, -1) for x in (keys, values))
+        return cls(*lying, jnp.int32(keys.shape[-3]))
+
+    def add(self, keys: jax.Array, values: jax.Array) -> "Past":
+        """With the next positions [*n, L, heads, d] behind those that are filled."""
+        new = Past.of(keys, values)
+
+        def put(room: jax.Array, x: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(room, x, self.index, -1)
+
+        index = self.index + new.index
+        return Past(put(self.keys, new.keys), put(self.values, new.values), index)
+
+    def spread(self, count: int) -> "Past":
+        """Each row `count` times, copies side by side."""
+        keys, values = (jnp.repeat(x, count, axis=0) for x in self[:2])
+        return Past(keys, values, self.index)
+
+    def take(self, rows: Int[Array, " R"], shared: int = 0) -> "Past":
+        """Other rows; the first `shared` positions are equal in them, and stay."""
+
+        def behind(x: jax.Array) -> jax.Array:
+            return x.at[..., shared:].set(x[rows, ..., shared:]) if shared else x[rows]
+
+        return Past(behind(self.keys), behind(self.values), self.index)
 
 
 def causal_bias(
@@ -192,29 +228,24 @@ class Attention(nn.Module):
             return y.reshape(*y.shape[:-1], self.heads, width // self.heads)
 
         query = split(project("query")(x)) * (width // self.heads) ** -0.5
-        if isinstance(memory, Past):
-            key, value = memory.keys, memory.values
-        else:
-            seen = x if memory is None else memory
-            key, value = split(project("key")(seen)), split(project("value")(seen))
+        seen = memory
+        if not isinstance(memory, Past):
+            source = x if memory is None else memory
+            seen = split(project("key")(source)), split(project("value")(source))
         if past is not None:
-            put = jax.lax.dynamic_update_slice_in_dim
-            past = Past(
-                put(past.keys, key, past.index, x.ndim - 2),
-                put(past.values, value, past.index, x.ndim - 2),
-                past.index + x.shape[-2],
-            )
-            key, value = past.keys, past.values
+            past = seen = past.add(*seen)
+        key, value = seen[:2]
+        axes = "hdk" if isinstance(seen, Past) else "khd"
         wide = jnp.promote_types(self.dtype, jnp.float32)
         scores = jnp.einsum(
-            "...qhd,...khd->...hqk", query, key, preferred_element_type=wide
+            f"...qhd,...{axes}->...hqk", query, key, preferred_element_type=wide
         )
         scores = scores if bias is None else scores + bias
         weights = nn.softmax(scores, axis=-1).astype(self.dtype)
         weights = nn.Dropout(self.dropout, name="drop")(
             weights, deterministic=not train
         )
-        out = jnp.einsum("...hqk,...khd->...qhd", weights, value)
+        out = jnp.einsum(f"...hqk,...{axes}->...qhd", weights, value)
         out = project("out", bias=True)(out.reshape(x.shape))
         return out if past is None else (out, past)
 
@@ -230,7 +261,7 @@ def keys_values(
         y = dense.apply({"params": params[name]}, memory)
         return y.reshape(*y.shape[:-1], heads, -1)
 
-    return Past(made("key"), made("value"), jnp.int32(memory.shape[-2]))
+    return Past.of(made("key"), made("value"))
 
 
 class Mlp(nn.Module):

@@ -152,7 +152,8 @@ def test_cached_decoding_is_plain_decoding(model, variables, room, prefix):
     got, cache = decode(params, vectors, ids)
     np.testing.assert_allclose(got, want[:, prefix - 1 :], atol=1e-5)
     assert cache.index == prefix + 7
-    assert cache.keys.shape == cache.values.shape == (2, 2, room, 2, 4)
+    for past in cache.layers:
+        assert past.keys.shape == past.values.shape == (2, 2, 4, room)
 
 
 def test_the_cache_takes_several_tokens_at_once(model, variables):
@@ -187,7 +188,7 @@ def test_bfloat16_stays_close(model, texts, variables):
     assert got.dtype == jnp.float32
     assert 0 < np.abs(got - want).max() < 0.05 * np.abs(want).max()
     cache = half.start(3, 7)
-    assert cache.keys.dtype == jnp.bfloat16
+    assert cache.layers[0].keys.dtype == jnp.bfloat16
     logits, cache = jax.jit(half.step)(params, cache, ids)
-    assert cache.keys.dtype == jnp.bfloat16
+    assert cache.layers[0].keys.dtype == jnp.bfloat16
     np.testing.assert_allclose(logits, got[:, -1], atol=0.02 * np.abs(want).max())
