@@ -12,6 +12,7 @@ ROWS = [
     {
         "chips",
         "config",
+        "defaults",
         "sharding",
         "checkpoint",
         "metrics",
