@@ -117,7 +117,10 @@ class Captioning:
         for number, clip in clips:
             rows = self._writer([("", text) for text in texts[number]])
             own = {name: values.copy() for name, values in blank.items()}
-            own["ids"][: len(rows.ids)], own["own"][: len(rows.ids)] = rows.ids, rows.mask
+            own["ids"][: len(rows.ids)], own["own"][: len(rows.ids)] = (
+                rows.ids,
+                rows.mask,
+            )
             more = {name: values[None] for name, values in own.items()}
             shown.append((number, Heard(clip.pieces | more, clip.seconds)))
         found = self._encoder.caption_losses(shown, self.blank | blank)

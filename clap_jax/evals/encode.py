@@ -26,7 +26,7 @@ from clap_jax.evals import hear
 from clap_jax.evals import write as write_lib
 from clap_jax.evals.batches import Batches
 from clap_jax.evals.hear import Heard
-from clap_jax.models import decode, zoo
+from clap_jax.models import captioner, decode, zoo
 from clap_jax.models import spec as spec_lib
 from clap_jax.models.captioner import Captioner, CaptionerSpec
 from clap_jax.models.classifier import Classifier, ClassifierSpec

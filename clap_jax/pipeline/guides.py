@@ -61,17 +61,22 @@ class Guides:
 
     def of(self, source: "Source", clip: int) -> np.ndarray:
         """What guides the captioner of a clip, float32 [C]."""
+        if self._table is not None:
+            found = self.by_id(source.id(clip))
+            return np.zeros(len(self.names), np.float32) if found is None else found
         row = np.zeros(len(self.names), np.float32)
         if self._is_none:
             return row
-        if self._table is not None:
-            found = self._table.of(source.id(clip))
-            if found is None:
-                return row
-            return tags_lib.guide(found[self._order], self._rule, soft=self._soft)
         own = (self._column.get(tag) for tag in source.tags(clip))
         row[[column for column in own if column is not None]] = 1
         return row
+
+    def by_id(self, clip: str) -> np.ndarray | None:
+        """What files say of a clip, float32 [C]; None where it is in none of them."""
+        found = self._table.of(clip)
+        if found is None:
+            return None
+        return tags_lib.guide(found[self._order], self._rule, soft=self._soft)
 
     def report(self, source: "Source") -> None:
         """Log how many clips of a source have tags, and which labels are no tags.
