@@ -12,6 +12,7 @@ ROWS = [
     {
         "chips",
         "config",
+        "defaults",
         "sharding",
         "checkpoint",
         "metrics",
@@ -25,7 +26,11 @@ ROWS = [
     {"models", "losses", "pipeline"},
     {"evals", "convert"},
     {"train", "embed", "export"},
+    {"loaded"},
+    {"captions"},
     {"api"},
+    {"commands"},
+    {"caption_command"},
     {"main", "cli", "dropin", "demo", "mteb"},
 ]
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}
