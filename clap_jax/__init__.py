@@ -4,13 +4,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Clap", "convert", "dropin", "embed", "export", "load", "mteb"]
+__all__ = [
+    "CaptionWriter",
+    "Clap",
+    "convert",
+    "dropin",
+    "embed",
+    "export",
+    "load",
+    "mteb",
+]
 
 _MODULES = ("convert", "dropin", "embed", "export", "mteb")
 
 if TYPE_CHECKING:
     from clap_jax import convert, dropin, embed, export, mteb
-    from clap_jax.api import Clap, load
+    from clap_jax.api import CaptionWriter, Clap, load
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,11 @@ import transformers
 
 import clap_jax
 from clap_jax import sharding
-from clap_jax.models import zoo
+from clap_jax.audio.mel import FRONTENDS
+from clap_jax.captions import CaptionWriter
+from clap_jax.models import captioner, zoo
+from clap_jax.models.captioner import CaptionerSpec
+from clap_jax.models.spec import TowerSpec
 from clap_jax.text import tokenize
 
 _HTSAT = {"width": 16, "depths": (1, 1, 1, 1)}
@@ -27,6 +31,7 @@ FAMILIES = {
     "blat": _PANN,
 }
 
+TAGS = ("dog", "rain", "church bell")
 TEXTS = ("a dog barks", "rain falls on a roof", "a bell rings twice and again")
 
 
@@ -56,7 +61,56 @@ def tokenizer(style: str, length: int) -> tokenize.Tokenizer:
     return tokenize.Tokenizer(fast, length)
 
 
-def variables(model: zoo.Spec, seed: int = 0) -> dict:
+def captioner_spec(
+    kind: str, vocab_size: int, frontend: str = "small_16k"
+) -> CaptionerSpec:
+    """A captioner of a kind, "guided" (by `TAGS`) or "prefix"."""
+    shared = {
+        "name": f"small_{kind}",
+        "captioner": kind,
+        "frontend": FRONTENDS[frontend],
+        "audio": TowerSpec("convnet", {"widths": (8, 16)}),
+        "tokenizer": "",
+        "vocab_size": vocab_size,
+        "text_length": 12,
+    }
+    if frontend == "blat":
+        options = _PANN | {"spec_augment": "none", "length_mask": "every_layer"}
+        shared["audio"] = TowerSpec("pann", options)
+    if kind == "prefix":
+        mapper = {"width": 16, "length": 3, "clip_length": 2, "depth": 1, "heads": 2}
+        decoder = {"width": 16, "depth": 1, "heads": 2, "mlp": 32, "dropout": 0.0}
+        decoder = TowerSpec("gpt2", decoder)
+        return CaptionerSpec(
+            head="linear", embed_dim=16, mapper=mapper, decoder=decoder, **shared
+        )
+    decoder = {"width": 16, "depth": 1, "heads": 2, "mlp": 32, "guide": "event"}
+    return CaptionerSpec(
+        head="",
+        embed_dim=16,
+        mapper={"width": 8, "depth": 1},
+        decoder=TowerSpec("caption_decoder", decoder),
+        **shared,
+    ).with_tags(TAGS)
+
+
+def captioner_variables(model: CaptionerSpec, seed: int = 0) -> dict:
+    """As `variables`, and large enough that no two captions are equally likely."""
+    found = variables(model, seed)
+    for name in ("mapper", "decoder"):
+        part = found["params"][name]
+        found["params"][name] = jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, part)
+    return found
+
+
+def save_captioner(kind: str, folder: Path, frontend: str = "small_16k") -> None:
+    """Write a captioner with random weights as a folder of ours."""
+    words = tokenizer("plain", 12)
+    model = captioner_spec(kind, words.vocab_size, frontend)
+    CaptionWriter(model, captioner_variables(model), words).save(folder)
+
+
+def variables(model: zoo.Spec | CaptionerSpec, seed: int = 0) -> dict:
     """Random weights that keep activations in range; nothing is compiled for them."""
     rng = np.random.default_rng(seed)
 
@@ -73,7 +127,8 @@ def variables(model: zoo.Spec, seed: int = 0) -> dict:
         fan_in = int(np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 1000
         return rng.normal(0, fan_in**-0.5, leaf.shape).astype(np.float32)
 
-    shapes = jax.eval_shape(zoo.build(model).init, jax.random.key(0))
+    build = captioner.build if isinstance(model, CaptionerSpec) else zoo.build
+    shapes = jax.eval_shape(build(model).init, jax.random.key(0))
     return sharding.map_with_path(make, shapes)
 
 

@@ -25,6 +25,8 @@ ROWS = [
     {"models", "losses", "pipeline"},
     {"evals", "convert"},
     {"train", "embed", "export"},
+    {"loaded"},
+    {"captions"},
     {"api"},
     {"main", "cli", "dropin", "demo", "mteb"},
 ]

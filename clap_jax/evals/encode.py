@@ -10,25 +10,24 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from clap_jax import config as config_lib
 from clap_jax import sharding
 from clap_jax.audio import crop, io
-from clap_jax.audio import frontend as frontend_lib
 from clap_jax.evals import hear
 from clap_jax.evals import write as write_lib
+from clap_jax.evals.batches import Batches
 from clap_jax.evals.hear import Heard
+from clap_jax.models import decode, zoo
 from clap_jax.models import spec as spec_lib
-from clap_jax.models import zoo
 from clap_jax.models.captioner import Captioner, CaptionerSpec
 from clap_jax.models.classifier import Classifier, ClassifierSpec
 from clap_jax.models.dual import Dual
@@ -41,15 +40,7 @@ from clap_jax.text.tokenize import Tokenizer
 OUTPUTS = ("vector", "projection", "embedding")
 
 
-class _Row(NamedTuple):
-    """One piece of a clip: the clip's number, the share of its seconds, the arrays."""
-
-    number: int
-    share: float
-    piece: dict[str, np.ndarray]
-
-
-class ModelEncoder:
+class ModelEncoder(Batches):
     """Encodes with one set of variables; satisfies `evals.base.Encoder`.
 
     It has none until `using` gives them; what is compiled is kept over all of them.
@@ -92,28 +83,18 @@ class ModelEncoder:
         self.spec, self._dual, self._tokenizer = spec, dual, tokenizer
         self.output, self._precision = output, precision
         self._unit = output == "vector" and not isinstance(spec, ClassifierSpec)
-        self._mesh = sharding.make_mesh() if mesh is None else mesh
-        # A mesh of one host's devices is that host's own business.
-        alone = len({device.process_index for device in self._mesh.devices.flat}) == 1
-        self._host = 0 if alone else jax.process_index()
-        self._hosts = 1 if alone else jax.process_count()
+        super().__init__(spec.frontend, batch_size, mesh)
         self._threads, self._crop_seed = threads, crop_seed
         self._text_tokens = text_tokens if spec_lib.pads_texts_freely(spec) else ()
-        # Called before every batch, equally often on all hosts; may raise to stop.
-        self.before_batch: Callable[[], None] = lambda: None
         random_crop = crop_seed is not None
         self._prepare = Prepare(spec.frontend, mel="exact", random_crop=random_crop)
-        devices = self._mesh.size
-        largest = -(-batch_size // devices) * devices
-        self._batch_sizes = [largest]
-        while self._batch_sizes[-1] > devices:
-            smaller = self._batch_sizes[-1] // 4
-            self._batch_sizes.append(max(-(-smaller // devices) * devices, devices))
         hear = partial(_encode_audio, spec, dual, self._mesh, output)
         self._encode_audio = jax.jit(hear)
         self._encode_text = jax.jit(partial(_encode_text, dual))
         self._write = jax.jit(partial(write_lib.write, dual), static_argnums=3)
         self._answer_scores = jax.jit(partial(write_lib.answer_scores, dual))
+        write_captions = partial(write_lib.captions, spec, dual, self._mesh)
+        self._write_captions = jax.jit(write_captions, static_argnames="options")
 
     def using(self, variables: dict[str, Any]) -> "ModelEncoder":
         """This encoder with these variables, put on the mesh unless they are there."""
@@ -135,12 +116,14 @@ class ModelEncoder:
     def width(self) -> int:
         """How many numbers a clip becomes."""
         spec, dual = self.spec, self._dual
-        if self.output == "vector":
+        guided = isinstance(spec, CaptionerSpec) and spec.captioner == "guided"
+        if self.output == "vector" and not guided:
             return spec.classes if isinstance(spec, ClassifierSpec) else spec.embed_dim
         variables = jax.eval_shape(dual.init, jax.random.key(0))
         example = zoo.example_sound(spec.frontend)
-        (_, aux), _ = jax.eval_shape(dual.encode_audio, variables, example)
-        return aux[self.output].shape[-1]
+        return jax.eval_shape(
+            partial(_hear, spec, dual, self.output), variables, example
+        ).shape[-1]
 
     def digest(self) -> str:
         """Short hex of all that makes a clip's vector but the clip: the front end, the
@@ -213,7 +196,7 @@ class ModelEncoder:
                 kept[self._fill(embeddings, clips)] = True
                 continue
             labels = {name: part.pop(name) for name in ("index", "valid")}
-            za, labels = self._encode(part, labels)
+            za, labels = self._encode(self._encode_audio, part, labels)
             index = labels["index"][labels["valid"]]
             embeddings[index], kept[index] = za[labels["valid"]], True
         return embeddings, kept
@@ -235,6 +218,14 @@ class ModelEncoder:
         samples = frontend.clip_samples
         waves, held = crop.windows(wave, samples, samples, frontend.fill)
         return Heard({"wave": waves}, held / np.float32(frontend.rate_hz))
+
+    def hear_middle(self, audio: Any, name: str = "") -> Heard:
+        """As `hear`, in one piece: of a clip that is longer than the window, or comes
+        whole and is longer than `hear.MAX_WHOLE_SECONDS`, the middle."""
+        frontend = self.spec.frontend
+        wave = io.load(audio, frontend.rate_hz, name)
+        clip = self._prepare.example(self._prepare.whole(wave))
+        return hear.middle(clip, frontend, len(wave) / frontend.rate_hz)
 
     def clips(self, clips: Sequence[Heard]) -> np.ndarray:
         """Embeddings float32 [n, E] of clips, each the same alone and among others.
@@ -277,6 +268,23 @@ class ModelEncoder:
             lambda variables, z: self._write(variables, z, prompt, length), {"z": z}
         )
 
+    def write_captions(
+        self, clips: Iterable[tuple[int, Heard]], options: decode.Options
+    ) -> dict[int, decode.Captions]:
+        """Captions of numbered clips, by their numbers: ids int32 [n, L], lengths and
+        scores [n]. The same (but for rounding) for a clip alone and among others.
+
+        clips: each in one piece, which also has "draw" and, of a guided captioner,
+        "tags"; see `write.captions`.
+        """
+        function = partial(self._write_captions, options=options)
+        blank = {"draw": np.zeros(2, np.uint32)}
+        if self.spec.is_guided:
+            tags = self.spec.decoder.options["tags"]
+            blank["tags"] = np.zeros(tags, np.float32)
+        found = self._each(function, clips, blank)
+        return {number: captions for captions, number, _ in found}
+
     def answer_scores(
         self, z: np.ndarray, ids: np.ndarray, answer: np.ndarray
     ) -> np.ndarray:
@@ -287,22 +295,6 @@ class ModelEncoder:
             lambda variables, z: self._answer_scores(variables, z, ids, answer),
             {"z": z},
         )
-
-    def _in_parts(
-        self, function: Callable[..., jax.Array], rows: Mapping[str, np.ndarray]
-    ) -> np.ndarray:
-        """`function(variables, *rows)` at static batch sizes, for all rows on all hosts."""
-        found, names = [], list(rows)
-        for parts in zip(*(self._padded(rows[name]) for name in names), strict=True):
-            self.before_batch()
-            share, count = len(parts[0][0]) // self._hosts, parts[0][1]
-            own = np.arange(self._host * share, (self._host + 1) * share)
-            part = {name: values[own] for name, (values, _) in zip(names, parts)}
-            part = self._to_device(part | {"row": own})
-            result = function(self._variables, *(part[name] for name in names))
-            result, row = self._gather((result, part["row"]))
-            found.append(result[np.argsort(row)[:count]])
-        return np.concatenate(found)
 
     def score(self, za: np.ndarray, zt: np.ndarray) -> np.ndarray:
         """The model's scaled score of every pair, float32 [n, m]."""
@@ -317,88 +309,14 @@ class ModelEncoder:
         Several hosts each have their own clips, take as many steps, and all get all
         rows. Returns the numbers of these rows.
         """
-        waiting: dict[int, list[_Row]] = {}
-        for number, clip in clips:
-            for i, share in enumerate(clip.seconds / clip.seconds.sum()):
-                piece = {name: values[i] for name, values in clip.pieces.items()}
-                # Only the pieces of whole clips differ in length.
-                length = len(piece["mel"]) if "frames" in piece else 1
-                waiting.setdefault(length, []).append(_Row(number, share, piece))
         shares: dict[int, float] = {}
-        while length := self._most(max(waiting, default=0)):
-            rows, limit = waiting.pop(length, []), self._sizes(length)[0] // self._hosts
-            if rows[limit:]:
-                waiting[length] = rows[limit:]
-            for vector, number, share in self._encode_rows(rows[:limit], length):
-                embeddings[number] += share * vector
-                shares[int(number)] = share
+        rows = self._each(self._encode_audio, clips)
+        for vector, number, share in rows:
+            embeddings[number] += share * vector
+            shares[number] = share
         cut = [n for n, share in shares.items() if share < 1 and self._unit]
         embeddings[cut] /= np.linalg.norm(embeddings[cut], axis=1, keepdims=True)
         return list(shares)
-
-    def _encode_rows(
-        self, rows: Sequence[_Row], length: int
-    ) -> Iterator[tuple[np.ndarray, int, float]]:
-        """Embedding, number and share of these rows and of those of the other hosts."""
-        count = self._most(len(rows)) * self._hosts
-        size = min(size for size in self._sizes(length) if size >= count) // self._hosts
-        numbers = np.full(size, -1, np.int32)
-        numbers[: len(rows)] = [row.number for row in rows]
-        shares = np.zeros(size, np.float32)
-        shares[: len(rows)] = [row.share for row in rows]
-        pieces = [row.piece for row in rows]
-        if not rows:  # others have some
-            silence = np.full((length, self.spec.frontend.mels), frontend_lib.FLOOR_DB)
-            pieces = [{"mel": silence.astype(np.float32), "frames": np.int32(length)}]
-        # The last row is repeated, since rows of zeros might not encode to numbers.
-        pieces += pieces[-1:] * (size - len(pieces))
-        batch = {
-            name: np.stack([piece[name] for piece in pieces]) for name in pieces[0]
-        }
-        za, labels = self._encode(batch, {"numbers": numbers, "shares": shares})
-        found = zip(za, labels["numbers"], labels["shares"], strict=True)
-        return (row for row in found if row[1] >= 0)
-
-    def _sizes(self, length: int) -> list[int]:
-        """Batch sizes for clips of so many frames: longer ones, smaller batches."""
-        budget = self._batch_sizes[0] * crop.static_length(
-            self.spec.frontend.clip_frames
-        )
-        fitting = [size for size in self._batch_sizes if size * length <= budget]
-        return fitting or self._batch_sizes[-1:]
-
-    def _encode(
-        self, batch: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Embeddings of this host's rows and of all others', with what labels them."""
-        self.before_batch()
-        za = self._encode_audio(self._variables, self._to_device(batch))
-        return self._gather((za, self._to_device(labels)))
-
-    def _padded(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-        """Parts of `rows` at a static batch size, and how many rows of each are real.
-
-        The last row is repeated, since rows of zeros might not encode to numbers.
-        """
-        largest = self._batch_sizes[0]
-        for start in range(0, len(rows), largest):
-            part = rows[start : start + largest]
-            size = min(size for size in self._batch_sizes if size >= len(part))
-            padding = np.repeat(part[-1:], size - len(part), axis=0)
-            yield np.concatenate([part, padding]), len(part)
-
-    def _to_device(self, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        return sharding.to_global(rows, self._mesh)
-
-    def _gather(self, tree: Any) -> Any:
-        """Global arrays as numpy on every host."""
-        if self._hosts > 1:
-            return multihost_utils.process_allgather(tree, tiled=True)
-        return jax.device_get(tree)
-
-    def _most(self, count: int) -> int:
-        """The largest `count` of any host."""
-        return int(self._gather(np.array([count])).max())
 
 
 def _encode_audio(
@@ -409,7 +327,23 @@ def _encode_audio(
     variables: Any,
     batch: dict[str, jax.Array],
 ) -> jax.Array:
-    (za, aux), _ = dual.encode_audio(variables, hear.sound(batch, spec.frontend, mesh))
+    return _hear(spec, dual, output, variables, hear.sound(batch, spec.frontend, mesh))
+
+
+def _hear(
+    spec: zoo.Spec | ClassifierSpec | CaptionerSpec,
+    dual: Dual | Classifier | Captioner,
+    output: str,
+    variables: Any,
+    sound: Any,
+) -> jax.Array:
+    if isinstance(spec, CaptionerSpec) and output == "vector":
+        return dual.prefix(variables, sound)
+    no_tags = {}
+    if isinstance(spec, CaptionerSpec) and spec.is_guided:
+        rows = len(jax.tree.leaves(sound)[0])
+        no_tags["tags"] = jnp.zeros((rows, spec.decoder.options["tags"]))
+    (za, aux), _ = dual.encode_audio(variables, sound, **no_tags)
     return za if output == "vector" else aux[output].astype(jnp.float32)
 
 

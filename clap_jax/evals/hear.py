@@ -57,6 +57,17 @@ def front_end(frontend: Frontend) -> str:
     return f"{bands}, {sizes}, FFT {frontend.n_fft}{trip}"
 
 
+def middle(clip: Mapping[str, Any], frontend: Frontend, seconds: float) -> Heard:
+    """A finished clip (`Prepare.example`) that is `seconds` long, in one piece.
+
+    Of one that comes whole and is longer than `MAX_WHOLE_SECONDS`, the middle.
+    """
+    if frontend.whole_clip:
+        mel = crop.center_crop(clip["mel"], _longest(frontend))
+        clip = {"mel": mel, "frames": np.int32(len(mel))}
+    return pieces(clip, frontend, seconds)
+
+
 def sound(
     batch: Mapping[str, jax.Array], frontend: Frontend, mesh: Mesh | None = None
 ) -> Sound:
@@ -83,10 +94,14 @@ def pieces(clip: Mapping[str, Any], frontend: Frontend, seconds: float) -> Heard
     if not frontend.whole_clip:
         pieces = {name: np.asarray(value)[None] for name, value in clip.items()}
         return Heard(pieces, np.array([seconds], np.float32))
-    longest = frontend.frames(round(MAX_WHOLE_SECONDS * frontend.rate_hz))
-    parts = crop.even_parts(clip["mel"], longest)
+    parts = crop.even_parts(clip["mel"], _longest(frontend))
     frames = np.array([len(part) for part in parts], np.int32)
     length, silence = crop.static_length(len(parts[0])), frontend_lib.FLOOR_DB
     mel = np.stack([crop.pad(part, length, silence) for part in parts])
     shares = (frames / frames.sum()).astype(np.float32)
     return Heard({"mel": mel, "frames": frames}, shares * np.float32(seconds))
+
+
+def _longest(frontend: Frontend) -> int:
+    """Frames of the longest piece of a whole clip."""
+    return frontend.frames(round(MAX_WHOLE_SECONDS * frontend.rate_hz))

@@ -1,12 +1,16 @@
 """What a captioner writes, and what it thinks of other answers: programs of a device."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from clap_jax.evals import hear
 from clap_jax.losses import tokens
-from clap_jax.models.captioner import Captioner
+from clap_jax.models import decode
+from clap_jax.models.captioner import Captioner, CaptionerSpec
 
 
 def write(
@@ -28,3 +32,22 @@ def answer_scores(
         return -jnp.where(own, losses, 0).sum(axis=1)
 
     return jax.lax.map(one, (ids, answer)).T
+
+
+def captions(
+    spec: CaptionerSpec,
+    model: Captioner,
+    mesh: Mesh,
+    variables: Any,
+    batch: Mapping[str, jax.Array],
+    options: decode.Options,
+) -> decode.Captions:
+    """Captions of B clips.
+
+    batch: their sound, "draw" uint32 [B, 2], a seed and a number, which decide what is
+    sampled for a clip, and of a guided captioner "tags" float32 [B, C].
+    """
+    sound = hear.sound(batch, spec.frontend, mesh)
+    (heard, _), _ = model.encode_audio(variables, sound, tags=batch.get("tags"))
+    keys = jax.vmap(lambda draw: jax.random.fold_in(jax.random.key(draw[0]), draw[1]))
+    return model.caption(variables, heard, options, keys(batch["draw"]))

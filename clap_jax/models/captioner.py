@@ -3,14 +3,16 @@
 What they are stands in `captioner_spec`; here is what all kinds have in common.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from clap_jax import config as config_lib
-from clap_jax.models import guided, prefix_captioner
+from clap_jax.models import decode, guided, prefix_captioner
 from clap_jax.models.captioner_spec import (
     SPECS,
     Captioner,
@@ -18,10 +20,26 @@ from clap_jax.models.captioner_spec import (
     get_spec,
 )
 
-__all__ = ["SPECS", "Captioner", "CaptionerSpec", "build", "get_spec", "scheduled"]
+__all__ = [
+    "SPECS",
+    "Captioner",
+    "CaptionerSpec",
+    "build",
+    "decoding",
+    "get_spec",
+    "scheduled",
+]
 
 _BUILD = {"prefix": prefix_captioner.build, "guided": guided.build}
 DRAWS = ("likeliest", "sample")
+
+# As the references search: MS-CLAP's `generate_caption`, AudioCaption's `beam_search`.
+_BEAMS = {
+    "prefix": {"beams": 5, "rule": "stay"},
+    "guided": {"beams": 3, "rule": "leave"},
+}
+# What the tokenizer and the caller decide.
+_NOT_OPTIONS = ("method", "count", "end_id", "pad_id")
 
 
 def build(
@@ -43,6 +61,37 @@ def build(
         remat=remat,
         patch_drop=patch_drop,
         frequency_drop=frequency_drop,
+    )
+
+
+def decoding(
+    spec: CaptionerSpec,
+    method: str = "beam",
+    count: int = 1,
+    *,
+    end_id: int | None,
+    pad_id: int,
+    options: Mapping[str, Any] | None = None,
+) -> decode.Options:
+    """How a captioner writes `count` captions a clip.
+
+    options: fields of `decode.Options` by name. Without them a beam search is that of
+    the reference (or as wide as there are captions), and a caption has as many tokens
+    as the spec says at most.
+    Errors: ValueError on an unknown method or option, and on values that mean nothing.
+    """
+    given = dict(options or {})
+    fields = [field.name for field in dataclasses.fields(decode.Options)]
+    known = [name for name in fields if name not in _NOT_OPTIONS]
+    problems = config_lib.unknown_keys(given, known, "decoding")
+    if problems:
+        raise ValueError("; ".join(problems))
+    own: dict[str, Any] = {"length": spec.text_length}
+    if method == "beam":
+        own |= _BEAMS[spec.captioner]
+        own["beams"] = max(own["beams"], count)
+    return decode.Options(
+        method=method, count=count, end_id=end_id, pad_id=pad_id, **(own | given)
     )
 
 

@@ -6,8 +6,11 @@ their notation ("0.3", "top5", "0.3_top5").
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 import numpy as np
+
+from clap_jax import config as config_lib
 
 _NOTATION = re.compile(r"(?P<least>[0-9.]+)?(?:(?:^|(?<=[0-9.])_)top(?P<most>\d+))?")
 
@@ -84,3 +87,46 @@ def drop(
     kept = rng.random(tags.shape) >= each
     kept &= rng.random((*tags.shape[:-1], 1)) >= whole
     return np.where(kept, tags, 0).astype(np.float32)
+
+
+def row(
+    tags: Sequence[str] | np.ndarray | None, names: Sequence[str], width: int
+) -> np.ndarray:
+    """What guides a captioner of one clip, float32 [C].
+
+    Args:
+        tags: names, or numbers float [C] as `guide` gives them; None for no tag.
+        names: what each column means; () where nothing is known.
+        width: C.
+
+    Raises:
+        ValueError: an unknown name, with those that come close; another number of
+            numbers, one that is negative or not finite.
+    """
+    if tags is None or len(tags) == 0:
+        return np.zeros(width, np.float32)
+    if isinstance(tags, str):
+        raise ValueError(f"tags are {tags!r}, expected a list of names for each clip")
+    if isinstance(tags[0], str):
+        return _named(tags, names, width)
+    found = np.asarray(tags, np.float32)
+    if found.shape != (width,):
+        raise ValueError(f"tags have the shape {found.shape}, expected ({width},)")
+    if not (np.isfinite(found) & (found >= 0)).all():
+        raise ValueError("tags are not all finite and 0 or more")
+    return found
+
+
+def _named(tags: Sequence[str], names: Sequence[str], width: int) -> np.ndarray:
+    if not names:
+        raise ValueError(
+            f"the model does not know its tags by name: expected {width} numbers for "
+            f"each clip, found {', '.join(map(repr, tags[:3]))}"
+        )
+    column = {name: number for number, name in enumerate(names)}
+    found = np.zeros(width, np.float32)
+    for tag in tags:
+        if tag not in column:
+            raise ValueError(config_lib.unknown("tag", tag, names))
+        found[column[tag]] = 1
+    return found
