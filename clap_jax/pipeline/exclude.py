@@ -123,7 +123,9 @@ class PartSource(SomeSource):
                 f"source {source.name!r}: part is {part!r}, expected a number of a "
                 "number of parts, such as '1/2'"
             )
-        kept = [i for i in range(len(source)) if _place(source.id(i), parts) == number]
+        # What a config calls a source, with which some ids begin, is of no matter.
+        ids = (source.id(i).removeprefix(f"{source.name}-") for i in range(len(source)))
+        kept = [i for i, name in enumerate(ids) if _place(name, parts) == number]
         if not kept:
             raise ValueError(
                 f"source {source.name!r}: part {part}: none of its {len(source)} clips"

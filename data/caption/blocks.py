@@ -18,6 +18,7 @@ import numpy as np
 import clap_jax
 from clap_jax import remote
 from clap_jax.audio import io as audio_io
+from clap_jax.models.spec import Spec
 from clap_jax.pipeline import order
 from clap_jax.pipeline.tags import TagRule
 from data import listing
@@ -195,7 +196,11 @@ def _captioned(
             **dict(plan.options),
         )
     candidates = [
-        [{"caption": one.text, "log_likelihood": _finite(one.score)} for one in own]
+        [
+            {"caption": one.text, "log_likelihood": _finite(one.score)}
+            for one in own
+            if one.text.strip()
+        ]
         for own in written
     ]
     if plan.clap:
@@ -220,6 +225,7 @@ def _captioned(
             row |= {
                 "seed": seeds[place],
                 "unknown_tags": guided[place][1],
+                "missing": plan.n - len(candidates[place]),
                 "candidates": candidates[place],
             }
         rows.append(row)
@@ -280,7 +286,12 @@ def _model(path: str) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _clap(path: str) -> Any:
-    return clap_jax.load(path)
+    model = clap_jax.load(path)
+    if not isinstance(model.spec, Spec):
+        raise BlockError(
+            f"{path} holds {model.spec.name}, which does not compare sounds with texts"
+        )
+    return model
 
 
 _tagger = functools.lru_cache(maxsize=1)(tagger.load)
@@ -298,7 +309,7 @@ def captioner(plan: Plan) -> tuple[Any, guides.Columns | None]:
     for a model that writes nothing.
     """
     model = _model(plan.model)
-    if not hasattr(model, "caption"):
+    if not model.is_captioner:
         raise BlockError(f"{plan.model} holds {model.spec.name}, which is no captioner")
     if not plan.use_tags:
         return model, None

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from clap_jax import remote
+from clap_jax import checkpoint, hub, remote
 from clap_jax.models import decode
 from clap_jax.pipeline import manifest, sources
 from data import jobs, listing, pack
@@ -120,8 +120,11 @@ def make_plan(
         digests=(),
         platform=jax.default_backend(),
     )
-    blocks.captioner(plan)  # says what is wrong with it
-    found = tuple(sorted(blocks.digests(plan).items()))
+    try:
+        blocks.captioner(plan)  # says what is wrong with it
+        found = tuple(sorted(blocks.digests(plan).items()))
+    except (checkpoint.CheckpointError, hub.HubError) as error:
+        raise ValueError(str(error)) from error
     return dataclasses.replace(plan, digests=found), clip_list
 
 
@@ -186,6 +189,8 @@ def report(
         yield f"tags that the captioner does not know: {', '.join(shown)}"
     for problem, count in sorted(counts.problems.items()):
         yield f"{problem}: {count:,} clips, as {counts.reasons[problem][0]:.160}"
+    if counts.missing_captions:
+        yield f"captions that came out empty, or not at all: {counts.missing_captions:,}"
     yield from result.report.lines(filters)
     yield (
         f"{result.captions:,} captions of {result.clips:,} of {plan.listed:,} clips: "

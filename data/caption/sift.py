@@ -32,7 +32,7 @@ class Counts:
         self.problems: Counter[str] = Counter()
         self.reasons: dict[str, list[str]] = {}
         self.not_in_tag_file: list[str] = []
-        self.missing_from_tag_file = 0
+        self.missing_from_tag_file = self.missing_captions = 0
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Count a clip in."""
@@ -46,6 +46,7 @@ class Counts:
             own = self.reasons.setdefault(problem, [])
             self.reasons[problem] = [*own, row["reason"]][:EXAMPLES]
         self.unknown_tags.update(row.get("unknown_tags", ()))
+        self.missing_captions += row.get("missing", 0)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for a report file."""
@@ -54,6 +55,7 @@ class Counts:
             "unknown_tags": dict(most(self.unknown_tags)),
             "missing_from_tag_file": self.missing_from_tag_file,
             "not_in_tag_file": self.not_in_tag_file,
+            "missing_captions": self.missing_captions,
             "problems": {
                 name: {"clips": count, "examples": self.reasons[name]}
                 for name, count in sorted(self.problems.items())
