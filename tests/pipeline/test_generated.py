@@ -355,12 +355,14 @@ def test_broken_lines_are_all_named(tmp_path):
         "",
         json.dumps(line("clip4", "x", "original")),
         json.dumps(line("clip5", "\ud800")),
+        json.dumps({**line("clip6", "x"), "captions": ["a bell", ""]}),
+        json.dumps({**line("clip6", "x"), "captions": []}),
     ]
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(ManifestError) as caught:
         GeneratedSource(TinySource(10), str(path))
     message = str(caught.value)
-    assert "made.jsonl: 7 problems" in message
+    assert "made.jsonl: 9 problems" in message
     for expected in (
         "line 2: is not JSON",
         "line 3: holds a list, expected an object",
@@ -369,6 +371,8 @@ def test_broken_lines_are_all_named(tmp_path):
         "line 6: origin.kind is None, expected text",
         "line 8: origin.kind is 'original', which means the clip's own captions",
         "line 9: caption holds half a character",
+        "line 10: captions is '', expected text",
+        "line 11: captions is [], expected a list of texts",
     ):
         assert expected in message
 
@@ -383,3 +387,13 @@ def test_files_of_other_clips(tmp_path):
         GeneratedSource(TinySource(10), str(tmp_path / "empty.jsonl"))
     with pytest.raises(FileNotFoundError):
         list(generated.read(str(tmp_path / "none.jsonl")))
+
+
+def test_lines_of_several_captions(tmp_path):
+    """As a captioner's manifest has them."""
+    several = {"id": "clip3", "captions": ["a bell", "one bell"]}
+    lines = [{**several, "origin": {"kind": "captioner"}}, line("clip3", "ding")]
+    file = write(tmp_path / "made.jsonl", lines)
+    source = GeneratedSource(TinySource(10), file, "augment_only")
+    assert source.captions(3) == ["a bell", "one bell", "ding"]
+    assert "generated captions 3 (captioner 2, " in source.description()
