@@ -1,4 +1,4 @@
-"""The command line: `clap-jax embed | classify | convert | compare`.
+"""The command line: `clap-jax embed | classify | caption | convert | compare`.
 
 Also `python -m clap_jax.cli`.
 
@@ -13,14 +13,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, Self
+from typing import Any
 
 import clap_jax
-
-MODEL = (
-    "workdir, saved model, folder of Hugging Face's ClapModel, file of LAION-CLAP, "
-    "MS-CLAP or BLAT, or the hub id of one (owner/name, owner/name/file.pt)"
-)
+from clap_jax import caption_command
+from clap_jax.commands import Parser, Progress, add_common, fail, load, printable
 
 EMBED = """Embed sounds, or texts, into one file.
 
@@ -51,24 +48,6 @@ CLASSIFY_END = """examples:
   clap-jax classify --model=laion/clap-htsat-fused --labels=@names.txt --json sounds/"""
 
 
-class Parser(argparse.ArgumentParser):
-    """Errors in one sentence; no abbreviations, which would change with new options."""
-
-    def __init__(self, *arguments: Any, **options: Any):
-        options |= {"allow_abbrev": False}
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(*arguments, **options)
-
-    def error(self, message: str) -> NoReturn:
-        fail(f"{message}\n({self.prog} --help says more)", status=2)
-
-
-def fail(message: str, status: int) -> NoReturn:
-    """End with a message on standard error and an exit status."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(status)
-
-
 def make_parser(command: str = "") -> Parser:
     """The whole command line.
 
@@ -77,8 +56,8 @@ def make_parser(command: str = "") -> Parser:
     """
     parser = Parser(
         prog="clap-jax",
-        description="Language-audio models: embed and classify, convert weights, compare "
-        "results.",
+        description="Language-audio models: embed, classify and caption, convert weights, "
+        "compare results.",
         epilog="clap-jax COMMAND --help says what a command takes.",
     )
     parser.add_argument("--version", action="version", version=clap_jax.__version__)
@@ -87,6 +66,7 @@ def make_parser(command: str = "") -> Parser:
     )
     _add_embed(commands)
     _add_classify(commands)
+    caption_command.add(commands)
     convert = commands.add_parser("convert", help="weights between systems, both ways")
     if command == "convert":
         from clap_jax.convert import __main__ as converter
@@ -110,7 +90,7 @@ def _add_embed(commands: Any) -> None:
         epilog=EMBED_END,
     )
     parser.set_defaults(run=embed)
-    _add_common(parser, "*")
+    add_common(parser, "*")
     parser.add_argument(
         "--out", required=True, help="NAME.npz, NAME.parquet, or a folder (ArrayRecord)"
     )
@@ -129,7 +109,7 @@ def _add_classify(commands: Any) -> None:
         epilog=CLASSIFY_END,
     )
     parser.set_defaults(run=classify)
-    _add_common(parser, "+")
+    add_common(parser, "+")
     parser.add_argument(
         "--labels",
         metavar="A,B,C|@FILE",
@@ -152,32 +132,6 @@ def _add_classify(commands: Any) -> None:
     )
 
 
-def _add_common(parser: Parser, files: str) -> None:
-    parser.add_argument("--model", required=True, help=MODEL)
-    parser.add_argument(
-        "--tokenizer",
-        metavar="FOLDER",
-        help="tokenizer files, for a checkpoint that has none and without a network",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=16,
-        metavar="N",
-        help="windows encoded at a time (default: 16; more for a large accelerator)",
-    )
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=min(16, os.cpu_count() or 4),
-        metavar="N",
-        help="sounds decoded at a time (default here: %(default)s)",
-    )
-    parser.add_argument(
-        "files", nargs=files, metavar="FILE|FOLDER|TABLE", help="what to hear"
-    )
-
-
 def embed(options: argparse.Namespace) -> int:
     """`clap-jax embed`."""
     from clap_jax import embed as embed_lib
@@ -191,14 +145,16 @@ def embed(options: argparse.Namespace) -> int:
         sounds = items.sounds(options.files)
     except ValueError as error:
         fail(str(error), status=2)
-    clap = _load(options)
+    clap = load(options)
     if clap.is_classifier:
         fail(f"{options.model} is a classifier, expected a pair of towers", status=2)
+    if clap.is_captioner and texts:
+        fail(f"{options.model} is a captioner: it embeds sounds, no texts", status=2)
     kind = "text" if texts else "path"
     settings = {
         "kind": kind,
         "name": clap.spec.name,
-        "embed_dim": clap.spec.embed_dim,
+        "embed_dim": clap.width,
         "weights": clap.digest(),
     }
 
@@ -223,7 +179,7 @@ def embed(options: argparse.Namespace) -> int:
             on_progress=progress.show,
             note=options.model,
         )
-    _report(options.out, kind, summary, clap.spec.embed_dim, began)
+    _report(options.out, kind, summary, clap.width, began)
     return 0 if summary.count else 1
 
 
@@ -262,7 +218,9 @@ def classify(options: argparse.Namespace) -> int:
         sounds = items.sounds(options.files)
     except ValueError as error:
         fail(str(error), status=2)
-    clap = _load(options)
+    clap = load(options)
+    if clap.is_captioner:
+        fail(f"{options.model} writes captions: clap-jax caption has them", status=2)
     if clap.is_classifier != (labels is None):
         found = "has classes of its own" if clap.is_classifier else "has no classes"
         wanted = "leave out" if clap.is_classifier else "name them by"
@@ -275,7 +233,7 @@ def classify(options: argparse.Namespace) -> int:
     count = 0
     for row in clap.stream(sounds, threads=options.threads):
         if row.vector is None:
-            print(_printable(f"{row.item}: {row.error}"), file=sys.stderr)
+            print(printable(f"{row.item}: {row.error}"), file=sys.stderr)
             continue
         count += 1
         scores = probabilities(row.vector[None])[0]
@@ -284,7 +242,7 @@ def classify(options: argparse.Namespace) -> int:
             print(
                 json.dumps(
                     {
-                        "path": _printable(row.item),
+                        "path": printable(row.item),
                         "label": labels[ranked[0]],
                         "probabilities": {
                             labels[i]: round(float(scores[i]), 6) for i in ranked
@@ -296,15 +254,10 @@ def classify(options: argparse.Namespace) -> int:
             )
             continue
         shown = [f"{labels[i]} {scores[i]:.3f}" for i in ranked[: max(options.top, 1)]]
-        print(_printable(f"{row.item}: {', '.join(shown)}"), flush=True)
+        print(printable(f"{row.item}: {', '.join(shown)}"), flush=True)
     if not count:
         fail(f"none of the {len(sounds)} sounds could be read", status=1)
     return 0
-
-
-def _printable(text: str) -> str:
-    """`text` with question marks for bytes of a file's name that are no UTF-8."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _labels(text: str) -> list[str]:
@@ -321,58 +274,6 @@ def _labels(text: str) -> list[str]:
     if twice:
         raise ValueError(f"--labels has {min(twice)!r} twice")
     return labels
-
-
-def _load(options: argparse.Namespace) -> Any:
-    """The model of --model."""
-    from clap_jax import api
-
-    for name in ("batch_size", "threads"):
-        if getattr(options, name) < 1:
-            flag = name.replace("_", "-")
-            fail(f"--{flag} is {getattr(options, name)}, expected 1 or more", status=2)
-    return api.load(
-        options.model, tokenizer=options.tokenizer, batch_size=options.batch_size
-    )
-
-
-class Progress:
-    """A bar on a terminal; elsewhere a line every half minute."""
-
-    def __init__(self, what: str):
-        self._what, self._bar = what, None
-        self._said = time.perf_counter()
-
-    def __enter__(self) -> Self:
-        if sys.stderr.isatty():
-            from rich import progress
-            from rich.console import Console
-
-            self._bar = progress.Progress(
-                *progress.Progress.get_default_columns()[:2],
-                progress.MofNCompleteColumn(),
-                progress.TextColumn("[cyan]{task.fields[note]}"),
-                progress.TimeElapsedColumn(),
-                progress.TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self._task = self._bar.add_task(self._what, total=None, note="")
-            self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def show(self, done: int, bad: int, total: int) -> None:
-        """Say how many are done."""
-        note = f"{bad} could not be read" if bad else ""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, note=note)
-        elif time.perf_counter() - self._said > 30:
-            self._said = time.perf_counter()
-            ending = f", {note}" if note else ""
-            print(f"{done} of {total} {self._what}{ending}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 import clap_jax
-from clap_jax import cli
+from clap_jax import cli, commands
 from clap_jax import embed as embed_lib
 from tests import small_models
 
@@ -310,7 +310,7 @@ def test_help_is_quick():
 
 def test_a_bar_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with cli.Progress("sounds") as progress:
+    with commands.Progress("sounds") as progress:
         progress.show(3, 1, 7)
     error = capsys.readouterr().err
     assert "3/7" in error
@@ -320,7 +320,7 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
 def test_lines_elsewhere(monkeypatch, capsys):
     clock = iter([0.0, 10.0, 31.0, 31.0, 40.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    with cli.Progress("sounds") as progress:
+    with commands.Progress("sounds") as progress:
         progress.show(1, 0, 7)
         progress.show(2, 1, 7)
         progress.show(3, 1, 7)

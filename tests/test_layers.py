@@ -12,6 +12,7 @@ ROWS = [
     {
         "chips",
         "config",
+        "defaults",
         "sharding",
         "checkpoint",
         "metrics",
@@ -28,6 +29,8 @@ ROWS = [
     {"loaded"},
     {"captions"},
     {"api"},
+    {"commands"},
+    {"caption_command"},
     {"main", "cli", "dropin", "demo", "mteb"},
 ]
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clap_jax import config as config_lib
-from clap_jax.evals import bootstrap, caption_scores
+from clap_jax.evals import bootstrap, caption_scores, captioning
 from clap_jax.evals.base import Encoder, Result, Written, encode_audio, encode_text
 from clap_jax.evals.caption_scores import Scores
+from clap_jax.evals.captioning import OfSource
+from clap_jax.pipeline.guides import SOURCE
 
 if TYPE_CHECKING:
     from clap_jax.pipeline.sources import Source
@@ -25,7 +27,8 @@ EXAMPLES = 12
 class Captions:
     """Holds written captions against those of people.
 
-    Metrics: those of `caption_scores.measure`; `CLAP_score`, the mean cosine of a
+    Metrics: of the model itself `loss`, the mean cross entropy of the tokens of people's
+    captions, each after the true ones before it; those of `caption_scores.measure`; `CLAP_score`, the mean cosine of a
     caption and its clip in a CLAP, and `CLAP_score_references`, the same of people's
     captions, which is what to compare it with; and `bad_clips`, left out because they
     could not be read. What cannot be had stands in the protocol under `absent`, with
@@ -41,20 +44,26 @@ class Captions:
         training_captions: str | Path | Sequence[str] = (),
         tokenizer: str = "auto",
         decoding: str | Mapping[str, Any] = "",
+        tags: str | Sequence[str] = SOURCE,
+        tag_rule: str = "0.3_top5",
         draws: int = bootstrap.DRAWS,
     ):
         """Reads all captions, so that a bad source fails before any training.
 
         Args:
             source: clips with captions, the references.
-            write: what writes; by default the `captions` of the encoder that is run.
+            write: what writes; by default the captioner that is run.
             clap: of the CLAP score; by default the encoder that is run, if it is a pair
                 of towers.
             sentence_model: id or folder of a sentence-BERT; "" for no similarity.
             training_captions: what the captioner was trained on: captions, or a table as
                 `data.sources` takes it.
             tokenizer: a name of `caption_scores.TOKENIZERS`.
-            decoding: how `write` finds its captions, for the protocol.
+            decoding: how `write` finds its captions, for the protocol; without `write`,
+                the captioner's method and options, such as {"method": "beam",
+                "beams": 3} (see `models.captioner.decoding`).
+            tags, tag_rule: where the tags of a guided captioner come from; see
+                `captioning.of_source`.
             draws: of the bootstrap; 0 for no intervals.
 
         Raises:
@@ -69,6 +78,7 @@ class Captions:
         self.source, self.write, self.clap = source, write, clap
         self.sentence_model, self.tokenizer = sentence_model, tokenizer
         self.decoding, self.draws = decoding, draws
+        self.tags, self.tag_rule = tags, tag_rule
         self.references = [list(source.captions(clip)) for clip in range(len(source))]
         for clip, own in enumerate(self.references):
             if not own or not all(text.strip() for text in own):
@@ -89,7 +99,8 @@ class Captions:
             ValueError: a model that does not write, another number of captions than
                 clips, no clip could be read, embeddings are not finite.
         """
-        texts, clips = self._written(encoder)
+        own = self._own(encoder)
+        texts, clips = self._written(own)
         clap = self.clap if self.clap is not None else encoder
         missing = _clap_problem(clap)
         if not missing:
@@ -105,12 +116,15 @@ class Captions:
             found.absent["CLAP_score"] = missing
         else:
             _add_clap_scores(found, clap, za, texts, references)
+        if own.losses is not None:
+            total, count = own.losses[clips].sum(axis=0)
+            found.metrics["loss"] = float(total / count)
         return Result(
             metrics={
                 **found.metrics,
                 "bad_clips": float(len(self.source) - len(clips)),
             },
-            protocol=self._says(found, references),
+            protocol=self._says(found, references) | own.said,
             intervals=bootstrap.intervals(
                 len(clips),
                 lambda weights: {
@@ -127,16 +141,23 @@ class Captions:
             written=_examples(found, clips, texts, references),
         )
 
-    def _written(self, encoder: Encoder) -> tuple[list[str], np.ndarray]:
+    def _own(self, encoder: Encoder) -> OfSource:
+        """What is written of the clips."""
+        if self.write is not None:
+            said = {"decoding": self.decoding} if self.decoding else {}
+            return OfSource(*self.write(self.source), None, said)
+        return captioning.of_source(
+            encoder,
+            self.source,
+            self.references,
+            self.decoding or None,
+            self.tags,
+            self.tag_rule,
+        )
+
+    def _written(self, own: OfSource) -> tuple[list[str], np.ndarray]:
         """The captions of the clips that could be read, and these clips, int64 [n]."""
-        write = self.write or getattr(encoder, "captions", None)
-        if write is None:
-            raise ValueError(
-                "captions: the model writes none, and no other writer is given: expected "
-                "a captioner, or `write`"
-            )
-        texts, kept = write(self.source)
-        kept = np.asarray(kept, bool)
+        texts, kept = own.texts, np.asarray(own.kept, bool)
         if not len(texts) == len(kept) == len(self.source):
             raise ValueError(
                 f"captions: source '{self.source.name}' has {len(self.source)} clips, "
@@ -164,8 +185,6 @@ class Captions:
             "tokenizer": found.tokenizer,
             "intervals": bootstrap.describe(self.draws),
         }
-        if self.decoding:
-            said["decoding"] = self.decoding
         if "sentence_similarity" in found.metrics:
             said["sentence_model"] = str(self.sentence_model)
         if self.training:

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from clap_jax.evals import hear
 from clap_jax.evals import write as write_lib
 from clap_jax.evals.batches import Batches
 from clap_jax.evals.hear import Heard
-from clap_jax.models import decode, zoo
+from clap_jax.models import captioner, decode, zoo
 from clap_jax.models import spec as spec_lib
 from clap_jax.models.captioner import Captioner, CaptionerSpec
 from clap_jax.models.classifier import Classifier, ClassifierSpec
@@ -95,6 +95,8 @@ class ModelEncoder(Batches):
         self._answer_scores = jax.jit(partial(write_lib.answer_scores, dual))
         write_captions = partial(write_lib.captions, spec, dual, self._mesh)
         self._write_captions = jax.jit(write_captions, static_argnames="options")
+        caption_losses = partial(write_lib.caption_losses, spec, dual, self._mesh)
+        self._caption_losses = jax.jit(caption_losses)
 
     def using(self, variables: dict[str, Any]) -> "ModelEncoder":
         """This encoder with these variables, put on the mesh unless they are there."""
@@ -268,22 +270,47 @@ class ModelEncoder(Batches):
             lambda variables, z: self._write(variables, z, prompt, length), {"z": z}
         )
 
+    def middles(self, source: Source) -> Iterator[list[tuple[int, Heard]]]:
+        """This host's clips of a source that can be read, by number, as `hear_middle`
+        hears them; in lists, equally many on all hosts."""
+        parts = once.clips_of(
+            source,
+            self._prepare,
+            self._batch_sizes[0] // self._hosts,
+            shard=(self._host, self._hosts),
+            threads=self._threads,
+            crop_seed=self._crop_seed,
+        )
+        for part in parts:
+            yield [
+                (int(number), hear.middle(clip, self.spec.frontend, 1.0))
+                for number, clip in zip(*part, strict=True)
+                if clip is not None
+            ]
+
     def write_captions(
-        self, clips: Iterable[tuple[int, Heard]], options: decode.Options
+        self,
+        clips: Iterable[tuple[int, Heard]],
+        options: decode.Options,
+        blank: Mapping[str, np.ndarray],
     ) -> dict[int, decode.Captions]:
         """Captions of numbered clips, by their numbers: ids int32 [n, L], lengths and
         scores [n]. The same (but for rounding) for a clip alone and among others.
 
-        clips: each in one piece, which also has "draw" and, of a guided captioner,
-        "tags"; see `write.captions`.
+        clips: each in one piece, with what `write.captions` takes besides. blank: the
+        shapes of that, for a host without clips.
         """
         function = partial(self._write_captions, options=options)
-        blank = {"draw": np.zeros(2, np.uint32)}
-        if self.spec.is_guided:
-            tags = self.spec.decoder.options["tags"]
-            blank["tags"] = np.zeros(tags, np.float32)
         found = self._each(function, clips, blank)
         return {number: captions for captions, number, _ in found}
+
+    def caption_losses(
+        self, clips: Iterable[tuple[int, Heard]], blank: Mapping[str, np.ndarray]
+    ) -> dict[int, np.ndarray]:
+        """What `write.caption_losses` says of people's captions, float32 [K], by the
+        clips' numbers; arguments as of `write_captions`."""
+        found = self._each(self._caption_losses, clips, blank)
+        return {number: losses for losses, number, _ in found}
 
     def answer_scores(
         self, z: np.ndarray, ids: np.ndarray, answer: np.ndarray
@@ -339,11 +366,11 @@ def _hear(
 ) -> jax.Array:
     if isinstance(spec, CaptionerSpec) and output == "vector":
         return dual.prefix(variables, sound)
-    no_tags = {}
-    if isinstance(spec, CaptionerSpec) and spec.is_guided:
+    told = {}
+    if isinstance(spec, CaptionerSpec):
         rows = len(jax.tree.leaves(sound)[0])
-        no_tags["tags"] = jnp.zeros((rows, spec.decoder.options["tags"]))
-    (za, aux), _ = dual.encode_audio(variables, sound, **no_tags)
+        told["tags"] = captioner.no_tags(spec, rows)
+    (za, aux), _ = dual.encode_audio(variables, sound, **told)
     return za if output == "vector" else aux[output].astype(jnp.float32)
 
 

@@ -51,3 +51,28 @@ def captions(
     (heard, _), _ = model.encode_audio(variables, sound, tags=batch.get("tags"))
     keys = jax.vmap(lambda draw: jax.random.fold_in(jax.random.key(draw[0]), draw[1]))
     return model.caption(variables, heard, options, keys(batch["draw"]))
+
+
+def caption_losses(
+    spec: CaptionerSpec,
+    model: Captioner,
+    mesh: Mesh,
+    variables: Any,
+    batch: Mapping[str, jax.Array],
+) -> jax.Array:
+    """How unlikely people's captions are, float32 [B, K]: the sum over their tokens of
+    the negative log-likelihood, each after the true ones before it.
+
+    batch: as of `captions`, and "ids" int32 [B, K, L] and "own" bool [B, K, L], which
+    tokens are theirs. One caption of all clips at a time.
+    """
+    sound = hear.sound(batch, spec.frontend, mesh)
+    (heard, _), _ = model.encode_audio(variables, sound, tags=batch.get("tags"))
+
+    def one(text: tuple[jax.Array, jax.Array]) -> jax.Array:
+        ids, own = text
+        losses = tokens.token_losses(model.token_logits(variables, heard, ids), ids)
+        return jnp.where(own, losses, 0).sum(axis=1)
+
+    texts = (batch["ids"].swapaxes(0, 1), batch["own"].swapaxes(0, 1))
+    return jax.lax.map(one, texts).T

@@ -27,6 +27,7 @@ __all__ = [
     "build",
     "decoding",
     "get_spec",
+    "no_tags",
     "scheduled",
 ]
 
@@ -95,11 +96,16 @@ def decoding(
     )
 
 
+def no_tags(spec: CaptionerSpec, clips: int) -> Float[Array, "B C"] | None:
+    """What a guided captioner is told of clips of which no tag is known; else None."""
+    return jnp.zeros((clips, spec.decoder.options["tags"])) if spec.is_guided else None
+
+
 def scheduled(
     token_logits: Callable[..., Float[Array, "B L C"]],
     ids: Int[Array, "B L"],
     own: Bool[Array, "B L"],
-    share: float | Float[Array, ""],
+    share: float | Float[Array, ""] | Float[Array, "B 1"],
     key: jax.Array,
     draw: str = "likeliest",
 ) -> Int[Array, "B L"]:

@@ -99,6 +99,18 @@ class Options:
 _SAMPLING = ("top_k", "top_p")
 
 
+def described(options: Options) -> str:
+    """Options in words, of those that may vary what differs from the defaults."""
+    defaults = Options(options.method, options.length)
+    named = [
+        f"{name} {getattr(options, name)}"
+        for name in ("beams", "rule", "count", "min_length", "no_repeat_ngram")
+        + ("temperature", "alpha", *_SAMPLING)
+        if getattr(options, name) != getattr(defaults, name)
+    ]
+    return ", ".join([options.method, f"at most {options.length} tokens", *named])
+
+
 class Captions(NamedTuple):
     """n captions of each of B clips, at most L tokens long.
 

@@ -71,3 +71,9 @@ class Answers:
         if template.places - {"tags"}:
             captions.append(draw_caption(source, clip, rng))
         return template.write(source.tags(clip), captions, rng)
+
+    def beside(
+        self, source: "Source", clip: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """What else a row says of a clip, by name; drawn after its text."""
+        return {}

@@ -172,7 +172,7 @@ class TrainBatches:
         if self._texts is None:
             batch |= self._targets.blank(self._batch_size)
         group = np.empty(self._batch_size, np.int32)
-        texts = []
+        texts, beside = [], []
         for row, (draw, (which, _), clip) in enumerate(zip(draws, places, found)):
             source = self._clips[which].source
             rng = example_generator(self.order.seed, draw)
@@ -180,11 +180,15 @@ class TrainBatches:
                 self._targets.put(batch, row, which, source.tags(clip.index))
             else:
                 texts.append(self._text(which, clip.index, rng))
+                if self._targets is not None:
+                    beside.append(self._targets.beside(source, clip.index, rng))
             put(batch, row, prepare.example(clip.whole, rng))
             group[row] = group_number(source.name, source.group(clip.index))
         bad = np.array([clip.bad for clip in found])
         if self._texts is not None:
             batch |= self._texts(texts, bad, partial(self._text_of, int(first_draw)))
+            for name in beside[0] if beside else ():
+                batch[name] = np.stack([row[name] for row in beside])
         return batch | {"group": group, "bad": bad}
 
     def _text(self, which: int, index: int, rng: np.random.Generator) -> Any:

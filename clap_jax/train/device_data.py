@@ -59,6 +59,8 @@ def noise(abstract: dict[str, jax.ShapeDtypeStruct], vocab_size: int) -> Batch:
                 return jnp.full(leaf.shape, frames, jnp.int32)
             case "target":  # one of the classes that come first
                 return jnp.eye(*leaf.shape, dtype=leaf.dtype)
+            case "tags":  # a tenth of them
+                return jax.random.bernoulli(key, 0.1, leaf.shape).astype(leaf.dtype)
             case "head":
                 return jnp.zeros(leaf.shape, leaf.dtype)
             case "answer":  # behind a prompt of half the length

@@ -30,6 +30,7 @@ from clap_jax.text import tokenize
 from clap_jax.text.answers import Template
 from clap_jax.train import (
     answers,
+    captions,
     device_data,
     evaluations,
     heads,
@@ -192,11 +193,13 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
     sources = _sources(config) if training and not noise else []
     has_steps, texts = checkpoint.has_steps(workdir), _needs_texts(config, training)
     starts = [] if has_steps else starts_lib.load(config)
-    if config.task.name == "answer":
+    if config.task.name in tasks.WRITES:
         starts = starts_lib.for_decoder(starts)
     spec = specs.begun(config, workdir, starts, training=training, texts=texts)
     clips = [source for source, _ in sources]
     asked = answers.checked(config, clips) if config.task.name == "answer" else []
+    if config.task.name == "caption":
+        captions.checked(config, clips)
     tokenizer = None
     if texts and not noise:
         read = answers.texts(clips, asked) if asked else words.captions(clips)
@@ -253,6 +256,9 @@ def _with_targets(
         return heads.labelled(config, spec, clips)
     if training and config.task.name == "answer":
         return spec, answers.rows(asked, tokenizer, spec)
+    if training and config.task.name == "caption":
+        spec, guides = captions.guided(config, spec, clips)
+        return spec, captions.rows(config, spec, len(clips), tokenizer, guides)
     return spec, None
 
 

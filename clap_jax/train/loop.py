@@ -222,7 +222,7 @@ def _compiled(
         dual: tasks.Model, counted: tasks.Model, what: str
     ) -> programs.Programs:
         update = step_lib.make_update(
-            config, spec, dual, optimizer, mesh, experiment.augment
+            config, spec, dual, optimizer, mesh, experiment.augment, end
         )
 
         def make(batch: programs.Batch) -> tuple[jax.stages.Compiled, float]:

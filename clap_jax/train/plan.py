@@ -30,6 +30,7 @@ from clap_jax import sharding
 from clap_jax.audio.augment import Augment
 from clap_jax.train import (
     answers,
+    captions,
     collectives,
     heads,
     hlo,
@@ -109,6 +110,8 @@ def experiment(config: ConfigDict, topology: Topology) -> Experiment:
         spec, targets = heads.labelled(config, spec, [])
     elif config.task.name == "answer":
         targets = answers.rows([], None, spec)
+    elif config.task.name == "caption":
+        targets = captions.rows(config, spec, 0, None, None)
     spec = specs.for_loss(spec, loss)
     dual, undropped = experiment_lib.duals(config, spec)
     return Experiment(

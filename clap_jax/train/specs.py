@@ -24,6 +24,7 @@ _MODELS = {
     "contrastive": (zoo.Spec,),
     "classify": (zoo.Spec, ClassifierSpec, CaptionerSpec),
     "answer": (CaptionerSpec,),
+    "caption": (CaptionerSpec,),
 }
 
 
@@ -41,7 +42,11 @@ def begun(
     training: not only evaluating. texts: whether texts are needed.
     """
     has_steps = checkpoint.has_steps(workdir)
-    if has_steps and (config.model == starts_lib.MODEL or not (training or texts)):
+    # A captioner's tags came from the clips that it learnt from.
+    as_kept = config.model == starts_lib.MODEL or config.task.name == "caption"
+    if has_steps and (as_kept if not training else config.model == starts_lib.MODEL):
+        return convert.read_any_spec(workdir / "spec.json")
+    if has_steps and not (training or texts):
         return convert.read_any_spec(workdir / "spec.json")
     if training or has_steps:
         return unread(config, starts)
@@ -56,7 +61,7 @@ def unread(config: ConfigDict, starts: list[starts_lib.Start]) -> tasks.Spec:
     """
     if config.model == starts_lib.MODEL:
         return starts_lib.spec_of(starts, _MODELS[config.task.name])
-    table = captioner if config.task.name == "answer" else zoo
+    table = captioner if config.task.name in tasks.WRITES else zoo
     spec = table.get_spec(config.model, config_lib.plain(config.model_overrides))
     if spec.tokenizer:
         return spec

@@ -27,7 +27,7 @@ class TrainState(NamedTuple):
     params: Any
     model_state: Any  # batch statistics
     opt_state: optax.OptState
-    average: Any  # moving average of params; {} when off
+    average: Any  # average of params over steps; {} when off
     totals: dict[str, Mean]  # metric sums since the last line of the log
     clips: Mean  # uint32: bad clips, clips seen (modulo 2^32), since the start
 
@@ -66,6 +66,19 @@ def make_state(
         totals=zero_totals(params),
         clips=Mean(jnp.uint32(0), jnp.uint32(0)),
     )
+
+
+def averages(config: ConfigDict) -> bool:
+    """Whether the run keeps an average of the parameters.
+
+    Raises ConfigError where it would be two.
+    """
+    ema, swa = config.train.ema_decay > 0, config.train.swa_percent > 0
+    if ema and swa:
+        raise config_lib.ConfigError(
+            "set only one of train.ema_decay and train.swa_percent"
+        )
+    return ema or swa
 
 
 def abstract_variables(dual: Dual, config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
@@ -120,7 +133,7 @@ def _abstract(
     mesh: Mesh,
 ) -> TrainState:
     state = jax.eval_shape(
-        lambda variables: make_state(variables, optimizer, config.train.ema_decay > 0),
+        lambda variables: make_state(variables, optimizer, averages(config)),
         variables,
     )
     return _placed(state, config, mesh)

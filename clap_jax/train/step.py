@@ -1,5 +1,6 @@
 """The training step: one pure jitted function from (state, batch) to state."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -63,16 +64,19 @@ def make_update(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     augment: augment_lib.Augment,
+    total_steps: int = 0,
 ) -> Callable[[TrainState, Batch], TrainState]:
     """One update, `(state, batch) -> state`, to be compiled by `compile_step`.
 
     Keys are folded from the seed and the step, so a resumed run draws what the first
-    one would have drawn.
+    one would have drawn. total_steps: of the run, for what depends on how much of it is
+    done; 0: nothing is known of it.
     """
     gradient = make_gradient(config, spec, model, mesh, augment)
-    seed, ema_decay = config.train.seed, config.train.ema_decay
+    seed = config.train.seed
 
     def update(state: TrainState, batch: Batch) -> TrainState:
+        batch = tasks.timed(config, batch, state.step, total_steps)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         (_, (found, model_state)), gradients = gradient(
             state.params, state.model_state, batch, key
@@ -93,7 +97,7 @@ def make_update(
             params=params,
             model_state=model_state,
             opt_state=opt_state,
-            average=moving_average(state.average, params, ema_decay, state.step),
+            average=averaged(state, params, config.train, total_steps),
             totals=jax.tree.map(jnp.add, state.totals, measured),
             clips=Mean(
                 state.clips.sum + batch["bad"].sum(dtype=jnp.uint32),
@@ -102,6 +106,25 @@ def make_update(
         )
 
     return update
+
+
+def averaged(
+    state: TrainState, params: Any, settings: ConfigDict, total_steps: int
+) -> Any:
+    """The average of the parameters, `params` included; {} where there is none.
+
+    settings: the config's `train`.
+    """
+    if settings.swa_percent:
+        start = total_steps - math.ceil(total_steps * settings.swa_percent / 100)
+        return running_mean(state.average, params, state.step - start)
+    return moving_average(state.average, params, settings.ema_decay, state.step)
+
+
+def running_mean(average: Any, params: Any, place: jax.Array) -> Any:
+    """The mean of the parameters from place 0 on, all alike; before it the newest."""
+    rate = 1 / jnp.maximum(place + 1, 1).astype(jnp.float32)
+    return jax.tree.map(lambda a, p: a + rate * (p - a), average, params)
 
 
 def moving_average(average: Any, params: Any, decay: float, step: jax.Array) -> Any:

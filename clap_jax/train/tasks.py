@@ -4,10 +4,11 @@ A task says how a batch is encoded, what the loss of all encoded rows is, and wh
 logged beside it. The loop, the optimizer, checkpoints and data order do not depend on
 it. Which task a model is for follows from its spec: a pair of towers is trained by
 comparing clips with captions, a classifier by naming the labels of clips, a captioner
-by writing answers.
+by writing answers or captions.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,7 +38,10 @@ Spec = zoo.Spec | ClassifierSpec | CaptionerSpec
 Model = Dual | Classifier | Captioner
 
 # By `config.task.name`.
-TASKS = ("contrastive", "classify", "answer")
+TASKS = ("contrastive", "classify", "answer", "caption")
+
+# Those of captioners.
+WRITES = ("answer", "caption")
 
 
 class Task(NamedTuple):
@@ -63,7 +67,7 @@ def make(
     augment: augment_lib.Augment,
 ) -> Task:
     """The task that a model with this spec is trained by."""
-    task = {ClassifierSpec: classify, CaptionerSpec: answer}.get(type(spec), contrast)
+    task = {ClassifierSpec: classify, CaptionerSpec: write}.get(type(spec), contrast)
     return task(config, spec, model, mesh, augment)
 
 
@@ -87,7 +91,9 @@ def loss_facts(config: ConfigDict, spec: Spec, mesh: Mesh) -> dict[str, Any]:
         return dataclasses.asdict(options) | {"reason": reason}
     smoothing = config.loss.label_smoothing
     if isinstance(spec, CaptionerSpec):
-        reason = "cross entropy of the tokens of answers, prompts left out"
+        reason = "cross entropy of the tokens of captions"
+        if config.task.name == "answer":
+            reason = "cross entropy of the tokens of answers, prompts left out"
         return {"name": "tokens", "label_smoothing": smoothing, "reason": reason}
     named = [
         f"{name} ({head.loss}, {len(head.labels)} classes)"
@@ -272,30 +278,43 @@ def _without(*names: str) -> Callable[[Batch], Batch]:
     return lambda batch: {name: batch[name] for name in batch if name not in names}
 
 
-# --- answer ---------------------------------------------------------------------------
+# --- write ----------------------------------------------------------------------------
 
 
-def answer(
+def timed(config: ConfigDict, batch: Batch, step: jax.Array, total_steps: int) -> Batch:
+    """A batch with the share of the run that is done, float32 [B] in [0, 1), where the
+    task asks for it."""
+    if not config.task.scheduled_sampling:
+        return batch
+    done = step / jnp.float32(max(total_steps, 1))
+    return batch | {"done": jnp.full(len(batch["bad"]), done, jnp.float32)}
+
+
+def write(
     config: ConfigDict,
     spec: CaptionerSpec,
     model: Captioner,
     mesh: Mesh,
     augment: augment_lib.Augment,
 ) -> Task:
-    """The decoder writes what is to be said of a clip, behind a prompt (Pengi).
+    """The decoder writes what is to be said of a clip: a caption, guided by tags or not,
+    or the answer behind a prompt (Pengi).
 
-    The loss is the mean over the tokens of answers and their endings in the batch. What
-    has the rate multiplier 0 is not differentiated; an audio tower with its projection,
-    or a decoder, that is frozen whole runs as in evaluation.
+    The loss is the mean over the tokens of captions, or answers, and their endings in
+    the batch. With `task.scheduled_sampling` a share of the tokens that the decoder has
+    read, rising linearly from 0 to this by the end of the run (as AudioCaption's, whose
+    ratio is that of the true ones and falls from 1), is its own; see
+    `captioner.scheduled`. What has the rate multiplier 0 is not differentiated; an audio
+    tower with its projection, or a decoder, that is frozen whole runs as in evaluation.
     Raises ConfigError for mixup: there is no text of two clips.
     """
     if augment.mixup_alpha:
         raise config_lib.ConfigError(
             f"augment.mixup_alpha is {augment.mixup_alpha}, expected 0 with "
-            "task.name=answer: an answer is about one clip"
+            f"task.name={config.task.name}: a text is about one clip"
         )
     rates = _rates(config, model)
-    hears = any(jax.tree.leaves((rates["audio"], rates["audio_projection"])))
+    hears = any(jax.tree.leaves((rates["audio"], rates.get("audio_projection", {}))))
     writes = any(jax.tree.leaves(rates["decoder"]))
 
     def encode(params: Any, model_state: Any, batch: Batch, key: jax.Array):
@@ -307,9 +326,21 @@ def answer(
         )
         variables = {"params": params, "state": model_state}
         heard, _ = augmented(augment_key, sound(batch, spec.frontend, mesh), augment)
-        (z, _), state = model.encode_audio(variables, heard, train=hears, key=audio_key)
-        ids = batch["ids"]
-        logits = model.token_logits(variables, z, ids, train=writes, key=text_key)
+        (z, _), state = model.encode_audio(
+            variables,
+            heard,
+            tags=batch.get("tags"),
+            train=True,
+            key=audio_key,
+            frozen=not hears,
+        )
+        ids = read = batch["ids"]
+        if "done" in batch:
+            share = batch["done"][:, None] * config.task.scheduled_sampling
+            own_key = jax.random.fold_in(text_key, 1)
+            first = functools.partial(model.token_logits, variables, z)
+            read = captioner.scheduled(first, ids, batch["answer"], share, own_key)
+        logits = model.token_logits(variables, z, read, train=writes, key=text_key)
         found = tokens.token_losses(logits, ids, config.loss.label_smoothing)
         right = logits.argmax(axis=-1) == ids
         return found, ({"answer": batch["answer"], "right": right}, state)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from clap_jax import chips
-from clap_jax.models import zoo
+from clap_jax.models import captioner, zoo
 from clap_jax.models.captioner import CaptionerSpec
 from clap_jax.models.classifier import ClassifierSpec
 from clap_jax.train.tasks import Model, Spec
@@ -60,7 +60,13 @@ def model_flops(
 
         def write(variables, key, sound, ids):
             keys = jax.random.split(key)
-            (z, _), _ = dual.encode_audio(variables, sound, train=True, key=keys[0])
+            (z, _), _ = dual.encode_audio(
+                variables,
+                sound,
+                tags=captioner.no_tags(spec, 1),
+                train=True,
+                key=keys[0],
+            )
             return dual.token_logits(variables, z, ids, train=True, key=keys[1])
 
         ids = jax.ShapeDtypeStruct((1, text_length or spec.text_length), jnp.int32)

@@ -525,13 +525,11 @@ def test_clap_score(without_java):
 
 def test_the_clap_of_a_captioner(without_java):
     """A captioner writes, and cannot score; a CLAP that is given can."""
-    captioner = SimpleNamespace(
-        spec=SimpleNamespace(captioner="prefix"), captions=writes(WROTE)
-    )
-    found = run(captioner, write=None)
+    captioner = SimpleNamespace(spec=SimpleNamespace(captioner="prefix"))
+    found = run(captioner)
     assert "CLAP_score" not in found.metrics
     assert "give one as `clap`" in found.protocol["absent"]["CLAP_score"]
-    found = run(captioner, write=None, clap=FakeEncoder())
+    found = run(captioner, clap=FakeEncoder())
     assert found.metrics["CLAP_score"] == run().metrics["CLAP_score"]
 
 

@@ -232,9 +232,9 @@ def test_frozen_parts_run_as_in_evaluation(batch, rules, by_chance):
     mesh, model = sharding.make_mesh(devices=jax.devices()[:1]), built()
     heard, written = [], []
 
-    def encode_audio(*arguments, train, key):
-        heard.append(train)
-        return model.encode_audio(*arguments, train=train, key=key)
+    def encode_audio(*arguments, train, frozen, **options):
+        heard.append(train and not frozen)
+        return model.encode_audio(*arguments, train=train, frozen=frozen, **options)
 
     def token_logits(*arguments, train, key):
         written.append(train)
@@ -242,7 +242,7 @@ def test_frozen_parts_run_as_in_evaluation(batch, rules, by_chance):
 
     watched = model._replace(encode_audio=encode_audio, token_logits=token_logits)
     config = settings(optim__lr_multipliers=rules)
-    task = tasks.answer(config, SPEC, watched, mesh, PLAIN)
+    task = tasks.write(config, SPEC, watched, mesh, PLAIN)
     variables = jax.eval_shape(model.init, KEY)
     given = variables["params"], variables["state"], task.rows(batch), KEY
     jax.eval_shape(task.encode, *given)

@@ -184,6 +184,16 @@ def test_scale_stays_clamped(variables, batch):
     assert np.exp(state.params["logit_scale_a"]) <= 100.001
 
 
+def test_running_mean_is_the_mean_of_the_last_steps():
+    """Before them the newest; then every one has the same share."""
+    average, rows = {"w": jnp.zeros(2)}, np.random.default_rng(0).normal(size=(7, 2))
+    for step, row in enumerate(rows):
+        params = {"w": jnp.asarray(row, jnp.float32)}
+        average = step_lib.running_mean(average, params, jnp.int32(step - 3))
+        wanted = row if step < 4 else rows[3 : step + 1].mean(0)
+        np.testing.assert_allclose(average["w"], wanted, rtol=1e-5)
+
+
 def test_moving_average_follows_the_parameters():
     average, params = {"w": jnp.float32(0)}, {"w": jnp.float32(1)}
     young = step_lib.moving_average(average, params, 0.99, jnp.int32(0))
