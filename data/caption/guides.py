@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clap_jax import remote
-from clap_jax.pipeline import tables
+from clap_jax.pipeline import tables, tag_files
 from clap_jax.pipeline.manifest import AUDIO_COLUMNS, ID_COLUMNS, LABEL_COLUMNS
 from clap_jax.pipeline.tables import Problem
 from clap_jax.pipeline.tags import TagRule
@@ -48,9 +48,10 @@ def chosen(
 
 
 class TagFile:
-    """Tags of clips by their ids, from a table (CSV, JSON lines, Parquet).
+    """Tags of clips by their ids, from a table (CSV, JSON lines, Parquet), or a tagger's
+    probabilities as training reads them (`clap_jax.pipeline.tag_files`).
 
-    A column `id` (or of paths, which then are the ids), and one of:
+    In a table: a column `id` (or of paths, which then are the ids), and one of:
 
     * a column of labels (`tags`, `label`, ...): names, several as a list or between
       `separator`; or, in JSON lines, an object {name: probability};
@@ -58,7 +59,7 @@ class TagFile:
     * otherwise every other column is a tag, and its cells are probabilities.
 
     Of tags with probabilities `rule` chooses. A file that is not there has no clip
-    (`is_there`). Raises ManifestError for one that cannot be read.
+    (`is_there`). Raises ManifestError, or ValueError, for one that cannot be read.
     """
 
     def __init__(self, path: str, rule: TagRule, separator: str = ""):
@@ -68,7 +69,7 @@ class TagFile:
         if self.is_there:
             content = remote.read(path)
             self.digest = hashlib.blake2b(content, digest_size=8).hexdigest()
-            self._read(tables.read(path))
+            self._read_arrays() if path.endswith(".npz") else self._read_table()
 
     def __len__(self) -> int:
         return len(self._found)
@@ -79,7 +80,14 @@ class TagFile:
     def __getitem__(self, clip_id: str) -> Tagged:
         return self._found[clip_id]
 
-    def _read(self, table: tables.Table) -> None:
+    def _read_arrays(self) -> None:
+        table = tag_files.read(self.path)
+        for clip_id, row in table.rows.items():
+            likely = table.probabilities[row]
+            self._found[clip_id] = chosen(table.names, likely, self._rule, "file")
+
+    def _read_table(self) -> None:
+        table = tables.read(self.path)
         names = {name.lower(): name for name in table.columns}
         own = [names[n] for n in (*ID_COLUMNS, *AUDIO_COLUMNS) if n in names]
         if not own:

@@ -36,7 +36,9 @@ def test_probabilities_of_all_layouts(tmp_path):
         {"id": "b.wav", "tags": {"fog": 0.1}},
     ]
     parquet.write_table(Table.from_pylist(sparse), tmp_path / "p.parquet")
-    for name in ("w.csv", "q.csv", "l.jsonl", "p.parquet"):
+    rows = np.array([list(own.values()) for own in CLIPS.values()])
+    np.savez(tmp_path / "n.npz", id=list(CLIPS), names=tags, probabilities=rows)
+    for name in ("w.csv", "q.csv", "l.jsonl", "p.parquet", "n.npz"):
         found = TagFile(str(tmp_path / name), RULE)
         assert len(found) == 2 and found.is_there and len(found.digest) == 16, name
         assert found["a.wav"] == LIKELY, name
