@@ -21,7 +21,7 @@ from clap_jax.pipeline import sources
 def get_config(argument=None):
     """`:[PATH,]part=K/N[,test_part=K/N][,generated=FILE][,steps=N][,smoke]`.
 
-    generated: clips without a line in it are left out, by the list beside it.
+    generated: captions to learn from; clips that have none there are left out.
     """
     options = config_lib.parse_argument(
         argument,
@@ -56,11 +56,7 @@ def get_config(argument=None):
             source["examples"], test["examples"] = 32, 24
     source["part"] = options.part
     if options.generated:
-        source |= {
-            "generated": options.generated,
-            "captions": "augment_only",
-            "exclude": f"{options.generated.removesuffix('.jsonl')}.left_out.txt",
-        }
+        source |= {"generated": options.generated, "captions": "only"}
     config.data.sources = (source,)
     config.evals.scenes = {"kind": "retrieval", "source": test, "every_steps": 500}
     config.checkpoint.every_steps = 100

@@ -38,7 +38,7 @@ if [ -n "$DATA" ]; then
   source="{\"kind\": \"manifest\", \"path\": \"$DATA\", \"part\": \"2/3\"}"
 fi
 [ ${#arguments[@]} -gt 0 ] || arguments=(
-  --n=5 --method=sample --temperature=0.7 --top-p=0.95 --top=3
+  --n=5 --method=sample --temperature=0.7 --top-p=0.95 --max-phrase=2 --top=3
 )
 
 # Train what a config says, into a folder of the workdir.

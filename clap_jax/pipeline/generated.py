@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ORIGINAL = "original"
 """The origin of the captions that a source has by itself."""
 
-CHOICES = ("none", "all", "augment_only")
+CHOICES = ("none", "all", "augment_only", "only")
 
 
 class Generated(NamedTuple):
@@ -49,8 +49,8 @@ class GeneratedSource:
         several times.
     captions: which are used, as LAION-CLAP's --text-augment-selection: "none" (the
         clip's own), "all" (its own and the generated ones, each equally likely),
-        "augment_only" (the generated ones where it has any, else its own); or
-        probabilities by kind that sum to 1, {"original": 0.5, "t5": 0.5}: the kind is
+        "augment_only" (the generated ones where it has any, else its own); "only", the
+        same, for clips without any to be left out (`with_generated`); or probabilities by kind that sum to 1, {"original": 0.5, "t5": 0.5}: the kind is
         drawn first, among those that the clip has, then one of its captions. A clip
         that has none of the kinds keeps its own captions.
 
@@ -172,10 +172,14 @@ class GeneratedSource:
         made = self._made(index)
         if self._choice == "all":
             return own + made
-        if self._choice == "augment_only":
+        if self._choice in ("augment_only", "only"):
             return made or own
         some = [row for row in own + made if self._choice.get(row[0], 0.0) > 0]
         return some or own
+
+    def with_generated(self) -> list[int]:
+        """The clips that have generated captions."""
+        return [index for index in range(len(self)) if self._made(index)]
 
     def _made(self, index: int) -> list[tuple[str, str]]:
         first, last = int(self._first[index]), int(self._first[index + 1])

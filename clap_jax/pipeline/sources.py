@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from clap_jax import config as config_lib
 from clap_jax import remote
 from clap_jax.pipeline.array_record import ArrayRecordSource
-from clap_jax.pipeline.exclude import ExcludingSource, PartSource
+from clap_jax.pipeline.exclude import ExcludingSource, PartSource, SomeSource
 from clap_jax.pipeline.generated import GeneratedSource
 from clap_jax.pipeline.hdf5 import Hdf5Source
 from clap_jax.pipeline.manifest import ManifestSource
@@ -165,6 +165,9 @@ def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
         source = PartSource(source, more["part"])
     if not {"generated", "captions"} & set(more):
         return source
-    return GeneratedSource(
-        source, more.get("generated", ()), more.get("captions", "all")
-    )
+    captions = more.get("captions", "all")
+    source = GeneratedSource(source, more.get("generated", ()), captions)
+    if captions != "only":
+        return source
+    kept = source.with_generated()
+    return SomeSource(source, kept, f"only the {len(kept):,} that have generated ones")

@@ -1,7 +1,7 @@
 """From the captions that models wrote to those that are kept: the last pass of a run.
 
 Three files come of it: the manifest, a line for every clip with a caption; `*.left_out.txt`
-with the ids of the others, for a source's `exclude`; and `*.report.json`.
+with the ids of the others; and `*.report.json`.
 """
 
 import json

@@ -329,7 +329,7 @@ def test_there_must_be_generated_captions(tmp_path):
 @pytest.mark.parametrize(
     "choice, message",
     [
-        ("everything", "expected one of none, all, augment_only, or probabilities"),
+        ("everything", "expected one of none, all, augment_only, only, or prob"),
         ({"t5": 0.5, "orignal": 0.5}, "did you mean 'original'"),
         ({"t5": 0.5, "endpoint": 0.5}, "known: original, t5, template"),
         ({"t5": 0.5, "original": 0.3}, "expected probabilities that sum to 1"),
@@ -340,6 +340,23 @@ def test_there_must_be_generated_captions(tmp_path):
 def test_choices_that_make_no_sense(captions_file, choice, message):
     with pytest.raises(ValueError, match=message):
         GeneratedSource(TinySource(10), captions_file, choice)
+
+
+def test_only_clips_that_have_some(tmp_path):
+    lines = [
+        line("synthetic-0-5", "a bell", "t5"),
+        line("synthetic-0-2", "a dog", "t5"),
+    ]
+    file = write(tmp_path / "made.jsonl", lines)
+    options = {"examples": 10, "generated": file, "captions": "only"}
+    source = build_source("synthetic", "synthetic", options)
+    assert [source.id(i) for i in range(len(source))] == [
+        "synthetic-0-2",
+        "synthetic-0-5",
+    ]
+    assert [source.captions(i) for i in range(2)] == [["a dog"], ["a bell"]]
+    assert source[1]["captions"] == ["a bell"] and source.caption_weights(1) is None
+    assert source.description().endswith("only the 2 that have generated ones")
 
 
 def test_broken_lines_are_all_named(tmp_path):

@@ -150,8 +150,7 @@ def test_scenes_get_captions_that_a_config_trains_on(scenes, models):
     wanted = {"method": "sample", "n": 2, "temperature": 0.7, "length": 10, "seed": 3}
     assert wanted.items() <= origin["settings"].items()
     # Only these captions, for all clips that have any.
-    more = {"generated": str(scenes), "captions": "augment_only"}
-    more["exclude"] = sift.beside(str(scenes), sift.LEFT_OUT)
+    more = {"generated": str(scenes), "captions": "only"}
     rest = {key: SCENES[key] for key in ("split", "examples")}
     made = build_source("synthetic", "synthetic", rest | more)
     assert [made.id(i) for i in range(len(made))] == [line["id"] for line in lines]
