@@ -93,6 +93,16 @@ class Listing:
         """What a clip is called; unique."""
         return self._parts[self._part[index]].id(self._index[index])
 
+    def tags(self, index: int) -> list[str]:
+        """Labels of a clip, maybe none."""
+        return self._parts[self._part[index]].tags(self._index[index])
+
+    def path(self, index: int) -> str:
+        """The path or URL of a clip's own file, "" where its sound is in none."""
+        part = self._parts[self._part[index]]
+        own = getattr(part, "audio_path", None)
+        return own(self._index[index]) if own else ""
+
     def rate_hz(self, index: int) -> float:
         """The rate that a table says a clip has, 0 where it does not."""
         return self._rates_hz.get(self.id(index), 0.0)
@@ -272,7 +282,7 @@ def _read_array_record(
     kind: str, path: Any, options: Mapping
 ) -> tuple[list, list, dict]:
     """Packed files one by one, without those that are damaged."""
-    if "generated" in options:  # captions of clips in any of the files
+    if {"generated", "part"} & set(options):  # they are of clips in any of the files
         return _read_other(kind, path, options)
     files = remote.expand(path, array_record.SUFFIX)
     parts, rejected = [], []

@@ -13,7 +13,7 @@ import pytest
 from tests.launch.machine import HARD_ARGUMENTS, REPOSITORY, Machine, main_arguments
 
 SHARED = ["environment.sh"]
-SCRIPTS = ["gpu", "local", "slurm", "test", "tpu_gke", "tpu_vm", "worker"]
+SCRIPTS = ["circle", "gpu", "local", "slurm", "test", "tpu_gke", "tpu_vm", "worker"]
 
 
 @pytest.fixture
@@ -140,3 +140,25 @@ def test_without_a_new_python_says_so(machine):
     done = machine.run("local.sh", "--config=a")
     assert done.returncode == 1
     assert "No Python of 3.11 or newer" in done.stderr
+
+
+def test_circle_shows_every_step(machine):
+    """The captioner hears another part than it learnt from, and so do the tests."""
+    done = machine.run("circle.sh", "--dry-run", "--workdir=/runs/x", "--steps=7")
+    assert done.returncode == 0, done.stderr
+    steps = [line for line in done.stdout.splitlines() if " -m " in line][2:]
+    names = [re.search(r"--(?:workdir|out)=(\S+)", line)[1] for line in steps]
+    assert names == [
+        *("/runs/x/judge", "/runs/x/captioner", "/runs/x/tags.jsonl"),
+        *("/runs/x/no_tags.jsonl", "/runs/x/clap_true", "/runs/x/clap_tags"),
+        *("/runs/x/clap_no_tags", "/runs/x/compare.html"),
+    ]
+    assert [re.findall(r"part\W+(\d/\d)", line)[:1] for line in steps] == [
+        *(["1/2"], ["1/2"], ["2/2"], ["2/2"], ["2/2"], ["2/2"], ["2/2"], [])
+    ]
+    assert "--no-tags" in steps[3] and "--no-tags" not in steps[2]
+    assert "generated=/runs/x/no_tags.jsonl" in steps[6]
+    own = machine.run("circle.sh", "--dry-run", "--data=a.csv", "--", "--n=2")
+    assert "/a.csv,part=1/3,test_part=3/3," in own.stdout
+    assert "--n=2" in own.stdout and "--n=5" not in own.stdout
+    assert machine.run("circle.sh", "--dry-run", "--steps=x").returncode == 2

@@ -1,5 +1,7 @@
-"""A source without the clips that a file lists, as `data.overlap` writes one."""
+"""A source without some of its clips: those that a file lists, or all but a part."""
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,30 +13,21 @@ if TYPE_CHECKING:
     from clap_jax.pipeline.sources import Source
 
 
-class ExcludingSource:
-    """The clips of a source whose ids are not in a file, in their order.
+class SomeSource:
+    """Some clips of a source, in their order.
 
-    source: the clips. path: a file or URL with an id a line; ids of no clip here are
-        nothing wrong, since one file may be for several sources.
+    source: the clips. kept: the numbers of those that stay. says: what became of the
+        others, for the description.
 
-    What else the source has (see `Source` and `GeneratedSource`), this has too. Raises
-    ValueError when no clip is left, ManifestError or OSError for a file that cannot be
-    read.
+    What else the source has (see `Source` and `GeneratedSource`), this has too.
     """
 
     # Of what some sources have besides: what takes a clip's index, and what does not.
-    _BY_INDEX = ("generated", "caption_weights", "fold")
+    _BY_INDEX = ("generated", "caption_weights", "fold", "audio_path")
     _WHOLE = ("audio_files", "origins", "problems")
 
-    def __init__(self, source: "Source", path: str):
-        self.name, self._source, self._path = source.name, source, path
-        listed = tables.read_ids(path)
-        kept = [i for i in range(len(source)) if source.id(i) not in listed]
-        if not kept:
-            raise ValueError(
-                f"source {self.name!r}: exclude: all {len(source)} clips are listed in "
-                f"{path}"
-            )
+    def __init__(self, source: "Source", kept: Sequence[int], says: str):
+        self.name, self._source, self._says = source.name, source, says
         self._kept = np.array(kept, np.int64)
 
     def __len__(self) -> int:
@@ -83,13 +76,64 @@ class ExcludingSource:
         return self._source.id(self._own(index))
 
     def description(self) -> str:
-        """The source's line, and how many of its clips are left out."""
-        gone = len(self._source) - len(self)
-        return (
-            f"{self._source.description()}; {gone:,} of them left out, listed in "
-            f"{self._path}"
-        )
+        """The source's line, and which of its clips are left out."""
+        return f"{self._source.description()}; {self._says}"
 
     def digest(self) -> str:
         """Short hex of the source's own and of which clips are left."""
         return order.digest([self._source.digest(), memoryview(self._kept)])
+
+
+class ExcludingSource(SomeSource):
+    """The clips of a source whose ids are not in a file, as `data.overlap` writes one.
+
+    path: a file or URL with an id a line; ids of no clip here are nothing wrong, since
+        one file may be for several sources.
+
+    Raises ValueError when no clip is left, ManifestError or OSError for a file that
+    cannot be read.
+    """
+
+    def __init__(self, source: "Source", path: str):
+        listed = tables.read_ids(path)
+        kept = [i for i in range(len(source)) if source.id(i) not in listed]
+        if not kept:
+            raise ValueError(
+                f"source {source.name!r}: exclude: all {len(source)} clips are listed in "
+                f"{path}"
+            )
+        gone = len(source) - len(kept)
+        says = f"{gone:,} of them left out, listed in {path}"
+        super().__init__(source, kept, says)
+
+
+class PartSource(SomeSource):
+    """One of several parts of a source, of about equal size; no clip is in two.
+
+    part: "1/2" is the first of two. Which part a clip is in depends on its id alone.
+
+    Raises ValueError for what is no part, and when no clip is in it.
+    """
+
+    def __init__(self, source: "Source", part: str):
+        match = re.fullmatch(r"(\d+)/(\d+)", str(part))
+        number, parts = map(int, match.groups()) if match else (0, 0)
+        if not 1 <= number <= parts:
+            raise ValueError(
+                f"source {source.name!r}: part is {part!r}, expected a number of a "
+                "number of parts, such as '1/2'"
+            )
+        # What a config calls a source, with which some ids begin, is of no matter.
+        ids = (source.id(i).removeprefix(f"{source.name}-") for i in range(len(source)))
+        kept = [i for i, name in enumerate(ids) if _place(name, parts) == number]
+        if not kept:
+            raise ValueError(
+                f"source {source.name!r}: part {part}: none of its {len(source)} clips"
+            )
+        super().__init__(source, kept, f"{len(kept):,} of them, part {part}")
+
+
+def _place(name: str, parts: int) -> int:
+    """The number of the part that a clip is in, from 1."""
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big") % parts + 1

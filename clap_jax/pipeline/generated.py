@@ -1,13 +1,12 @@
 """Captions that were made for clips (from their labels, say), beside the clips' own.
 
-They stand in files of JSON lines, one caption a line, as `python -m data.caption` writes
-them:
+They stand in files of JSON lines, as `python -m data.caption` writes them:
 
     {"id": "dogs/rex.wav", "tags": ["dog"], "caption": "The sound of dog",
      "origin": {"kind": "template"}}
 
-`id` is the clip's in its source, `origin.kind` says what made the caption; what else is
-in a line is for people.
+`id` is the clip's in its source, `origin.kind` says what made the caption; a line with
+several has a list, `captions`, instead. What else is in a line is for people.
 """
 
 import json
@@ -29,11 +28,11 @@ if TYPE_CHECKING:
 ORIGINAL = "original"
 """The origin of the captions that a source has by itself."""
 
-CHOICES = ("none", "all", "augment_only")
+CHOICES = ("none", "all", "augment_only", "only")
 
 
 class Generated(NamedTuple):
-    """One line of such a file."""
+    """One caption of such a file."""
 
     id: str
     caption: str
@@ -50,8 +49,8 @@ class GeneratedSource:
         several times.
     captions: which are used, as LAION-CLAP's --text-augment-selection: "none" (the
         clip's own), "all" (its own and the generated ones, each equally likely),
-        "augment_only" (the generated ones where it has any, else its own); or
-        probabilities by kind that sum to 1, {"original": 0.5, "t5": 0.5}: the kind is
+        "augment_only" (the generated ones where it has any, else its own); "only", the
+        same, for clips without any to be left out (`with_generated`); or probabilities by kind that sum to 1, {"original": 0.5, "t5": 0.5}: the kind is
         drawn first, among those that the clip has, then one of its captions. A clip
         that has none of the kinds keeps its own captions.
 
@@ -173,10 +172,14 @@ class GeneratedSource:
         made = self._made(index)
         if self._choice == "all":
             return own + made
-        if self._choice == "augment_only":
+        if self._choice in ("augment_only", "only"):
             return made or own
         some = [row for row in own + made if self._choice.get(row[0], 0.0) > 0]
         return some or own
+
+    def with_generated(self) -> list[int]:
+        """The clips that have generated captions."""
+        return [index for index in range(len(self)) if self._made(index)]
 
     def _made(self, index: int) -> list[tuple[str, str]]:
         first, last = int(self._first[index]), int(self._first[index + 1])
@@ -226,7 +229,7 @@ class GeneratedSource:
 
 
 def read(path: str) -> Iterator[Generated]:
-    """The lines of a file of captions, in their order.
+    """What a file of captions holds, in its order.
 
     Raises ManifestError, which lists the first lines that cannot be used, at the end
     (the others are given before), and OSError for a file that cannot be read.
@@ -239,7 +242,7 @@ def read(path: str) -> Iterator[Generated]:
             if not text.strip():
                 continue
             try:
-                yield parse(text)
+                yield from parse(text)
             except ValueError as error:
                 problems.append(tables.Problem(number, "", str(error)))
                 if len(problems) > tables.SHOWN_PROBLEMS:
@@ -248,7 +251,7 @@ def read(path: str) -> Iterator[Generated]:
         raise tables.ManifestError(path, problems)
 
 
-def parse(text: str | bytes) -> Generated:
+def parse(text: str | bytes) -> list[Generated]:
     """One line of a file of captions. ValueError says what is wrong with it."""
     try:
         row = json.loads(text)
@@ -258,19 +261,23 @@ def parse(text: str | bytes) -> Generated:
         raise ValueError(f"holds a {type(row).__name__}, expected an object {{...}}")
     origin = row.get("origin")
     kind = origin.get("kind") if isinstance(origin, dict) else None
-    fields = {"id": row.get("id"), "caption": row.get("caption"), "origin.kind": kind}
-    for name, value in fields.items():
+    texts = row.get("captions", [row.get("caption")])
+    if not isinstance(texts, list) or not texts:
+        raise ValueError(f"captions is {texts!r:.60}, expected a list of texts")
+    name = "captions" if "captions" in row else "caption"
+    fields = [("id", row.get("id")), ("origin.kind", kind)]
+    for name, value in [*fields, *((name, caption) for caption in texts)]:
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"{name} is {value!r:.60}, expected text")
     try:
-        fields["caption"].encode()
+        "".join(texts).encode()
     except UnicodeEncodeError:
         raise ValueError("caption holds half a character (a lone surrogate)") from None
     if kind == ORIGINAL:
         raise ValueError(
             f"origin.kind is {kind!r}, which means the clip's own captions"
         )
-    return Generated(*fields.values())
+    return [Generated(row["id"], caption, kind) for caption in texts]
 
 
 def _nothing_fits(file: str, source: "Source") -> tables.ManifestError:

@@ -219,6 +219,15 @@ class ManifestSource:
         return order.digest([sorted(where), *rows])
 
 
+def audio_alone(path: str | os.PathLike) -> str:
+    """The column of sounds of a table that has neither captions nor labels, "" of any
+    other. Raises ManifestError for what is no table."""
+    table = tables.read(path, [])
+    texts = (*CAPTION_COLUMNS, *LABEL_COLUMNS)
+    numbered = any(NUMBERED_CAPTION.fullmatch(n.lower()) for n in table.columns)
+    return "" if numbered or _find(table, texts) else _find(table, AUDIO_COLUMNS)
+
+
 def inspect_manifest(path: str | os.PathLike, separator: str = "") -> dict[str, Any]:
     """What a table or folder holds, by its columns alone: `ManifestSource` checks rows.
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from clap_jax import config as config_lib
 from clap_jax import remote
 from clap_jax.pipeline.array_record import ArrayRecordSource
-from clap_jax.pipeline.exclude import ExcludingSource
+from clap_jax.pipeline.exclude import ExcludingSource, PartSource, SomeSource
 from clap_jax.pipeline.generated import GeneratedSource
 from clap_jax.pipeline.hdf5 import Hdf5Source
 from clap_jax.pipeline.manifest import ManifestSource
@@ -69,7 +69,7 @@ SOURCES = {
 }
 """Kinds of sources by the name that configs use."""
 
-OF_ALL_KINDS = ("exclude", "generated", "captions")
+OF_ALL_KINDS = ("exclude", "part", "generated", "captions")
 """Options that every kind takes besides those of its class."""
 
 
@@ -127,8 +127,9 @@ def _kind(path: str) -> str:
 def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
     """Make a source from its kind, its name and the keyword arguments of its class.
 
-    Every kind takes three more: `exclude`, a file with the ids of clips to leave out
-    (see `ExcludingSource`; a manifest's own is documented there); `generated`, files of
+    Every kind takes four more: `exclude`, a file with the ids of clips to leave out
+    (see `ExcludingSource`; a manifest's own is documented there); `part`, which of
+    several parts it is, as "1/2" (see `PartSource`); `generated`, files of
     captions that were made for its clips, and `captions`, which of them are used (see
     `GeneratedSource`).
     Raises ValueError for unknown kinds and options, with the names that come close, for
@@ -160,8 +161,13 @@ def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
     source.name = name
     if more.get("exclude"):
         source = ExcludingSource(source, more["exclude"])
+    if more.get("part"):
+        source = PartSource(source, more["part"])
     if not {"generated", "captions"} & set(more):
         return source
-    return GeneratedSource(
-        source, more.get("generated", ()), more.get("captions", "all")
-    )
+    captions = more.get("captions", "all")
+    source = GeneratedSource(source, more.get("generated", ()), captions)
+    if captions != "only":
+        return source
+    kept = source.with_generated()
+    return SomeSource(source, kept, f"only the {len(kept):,} that have generated ones")

@@ -1,4 +1,4 @@
-"""`python -m data.caption DATA --out=captions.jsonl --by=template|t5|endpoint`."""
+"""`python -m data.caption DATA --out=captions.jsonl --by=template|t5|endpoint|captioner`."""
 
 import argparse
 import json
@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from clap_jax.cli import Parser, fail
+from data import jobs
+from data.caption import captioner, job
 from data.caption import clips as clips_lib
 from data.caption import endpoint as endpoint_lib
-from data.caption import job
 from data.caption import t5 as t5_lib
 from data.caption.answers import Writer
 from data.caption.endpoint import Endpoint
@@ -30,13 +31,18 @@ replaced. A command that was stopped, or killed, goes on where it was when it is
 again, and gives the same file.
 
 Answers of models that are empty, too long or no caption are asked for again; a clip
-that gets no good one gets the template's caption, and its origin says so."""
+that gets no good one gets the template's caption, and its origin says so.
+
+A captioner listens: --by=captioner takes a model of this project that writes captions
+of sounds, guided by the clips' labels if it was trained so, and filters what it wrote."""
 
 EPILOG = """examples:
   python -m data.caption sounds.csv --out=captions.jsonl
   python -m data.caption shards/ --by=t5 --model=gagan3012/k2t-base --out=t5.jsonl
   python -m data.caption sounds.csv --by=endpoint --url=http://localhost:8000/v1 \\
       --model=some-model --out=llm.jsonl
+  python -m data.caption sounds.csv --by=captioner --model=runs/captioner --n=5 \\
+      --method=sample --clap=runs/clap --min-clap-score=0.2 --top=2 --out=heard.jsonl
 
 training on them, in a config:
   {"kind": "manifest", "path": "sounds.csv", "generated": "t5.jsonl",
@@ -46,10 +52,15 @@ training on them, in a config:
 DEFAULT_RULES = {"template": NONE, "t5": "neutral", "endpoint": "neutral"}
 DEFAULT_MIN_SECONDS = {"template": 0.0, "t5": 2.0, "endpoint": 2.0}
 
+DEFAULT_BEAMS = 4  # of T5
+
 PROGRESS_SECONDS = 10.0
 
 # What goes wrong outside of this program.
-ERRORS = (ValueError, OSError, job.JobError, t5_lib.T5Error, endpoint_lib.EndpointError)
+ERRORS = (
+    *(ValueError, OSError, job.JobError, jobs.JobError),
+    *(t5_lib.T5Error, endpoint_lib.EndpointError),
+)
 
 
 def make_parser() -> Parser:
@@ -61,15 +72,19 @@ def make_parser() -> Parser:
     parser.add_argument("--out", required=True, help="file of JSON lines to write")
     parser.add_argument(
         "--by",
-        choices=tuple(DEFAULT_RULES),
+        choices=(*DEFAULT_RULES, captioner.KIND),
         default="template",
         help="what makes them (default: %(default)s)",
     )
     _add_clips(parser.add_argument_group("clips"))
     _add_words(parser.add_argument_group("words"))
-    _add_models(parser.add_argument_group("--by=t5 and --by=endpoint"))
+    _add_models(parser.add_argument_group("models"))
     _add_t5(parser.add_argument_group("--by=t5 (needs PyTorch)"))
     _add_endpoint(parser.add_argument_group("--by=endpoint"))
+    captioner.add_options(
+        parser.add_argument_group("--by=captioner"),
+        parser.add_argument_group("filters of --by=captioner; a number, or off"),
+    )
     return parser
 
 
@@ -113,10 +128,11 @@ def _add_words(group: Any) -> None:
 
 
 def _add_models(group: Any) -> None:
+    heat = "0 (default, but for captioners): no chance, but for tries after the first"
+    group.add_argument("--temperature", type=float, help=heat)
     group.add_argument("--model", help="hub id or folder; the endpoint's name for it")
     group.add_argument("--prompt", help="{} stands for the labels; @FILE reads a file")
     for name, kind, default, what in (
-        ("temperature", float, 0.0, "0: no chance, but for tries after the first"),
         ("tries", int, 3, "answers that are asked for before the template is used"),
         ("max-words", int, 50, "longer answers are broken"),
     ):
@@ -124,9 +140,11 @@ def _add_models(group: Any) -> None:
 
 
 def _add_t5(group: Any) -> None:
+    group.add_argument(
+        "--beams", type=int, help="of the search; 1: greedy (default: 4)"
+    )
     for name, kind, default, what in (
         ("batch-size", int, 64, "clips"),
-        ("beams", int, 4, "of the search; 1: greedy"),
         ("max-new-tokens", int, 64, "of a caption"),
     ):
         _add_number(group, name, kind, default, what)
@@ -165,8 +183,15 @@ def _add_number(group: Any, name: str, kind: type, default: Any, what: str) -> N
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options, flags = parser.parse_known_args(arguments)
+    if flags and options.by != captioner.KIND:
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
     try:
+        if options.by == captioner.KIND:
+            from data.caption import bootstrap  # takes a while to import
+
+            return bootstrap.run(options, flags)
         return run(options)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
@@ -177,6 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Caption what the options say; prints what came of it."""
+    options.temperature = _default(options.temperature, 0.0)
+    options.beams = _default(options.beams, DEFAULT_BEAMS)
     check(options)
     templates = Templates(options.templates, options.template_file, options.seed)
     rules = Rules(_default(options.rules, DEFAULT_RULES[options.by]))

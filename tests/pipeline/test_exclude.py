@@ -141,3 +141,48 @@ def test_a_prepared_set_says_its_folds_of_the_clips_that_are_left(sections, tmp_
     builder.make(row, data_dir=folder).download_and_prepare()
     options = {"dataset": "folds", "data_dir": str(folder), "exclude": str(listed)}
     assert build_source("tfds", "mine", options).fold(0) == "2"
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_parts_of_every_kind(sections, tmp_path, kind):
+    """Each clip is in one part, whatever else is left out, and whatever it is called."""
+    whole = build_source(kind, "mine", sections[kind])
+    ids = [whole.id(index) for index in range(len(whole))]
+    parts = []
+    for part in ("1/2", "2/2"):
+        try:
+            parts.append(build_source(kind, "mine", {**sections[kind], "part": part}))
+        except ValueError as error:  # four clips may all be in one
+            assert "none of its 4 clips" in str(error)
+    found = [source.id(i) for source in parts for i in range(len(source))]
+    assert sorted(found) == sorted(ids)
+    source = parts[0]
+    assert all(
+        same(source[i], whole[ids.index(source.id(i))]) for i in range(len(source))
+    )
+    listed = tmp_path / "exclude.txt"
+    listed.write_text(f"{parts[-1].id(0)}\n")
+    if len(parts) > 1:  # what is left out moves no other clip
+        options = {**sections[kind], "part": "1/2", "exclude": str(listed)}
+        kept = build_source(kind, "mine", options)
+        assert [kept.id(i) for i in range(len(kept))] == found[: len(source)]
+    assert ", part " in source.description()
+
+
+def test_parts_are_alike_and_do_not_follow_names():
+    options = {"examples": 2000}
+    named = [
+        build_source("synthetic", name, options | {"part": part})
+        for name in ("one", "other")
+        for part in ("1/2", "2/2")
+    ]
+    numbers = [
+        {int(source.id(i).rpartition("-")[2]) for i in range(len(source))}
+        for source in named
+    ]
+    assert numbers[:2] == numbers[2:]
+    assert numbers[0] | numbers[1] == set(range(2000)) and not numbers[0] & numbers[1]
+    assert 900 < len(numbers[0]) < 1100
+    for part in ("0/2", "3/2", "half"):
+        with pytest.raises(ValueError, match="expected a number of a number of parts"):
+            build_source("synthetic", "one", options | {"part": part})

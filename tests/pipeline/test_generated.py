@@ -329,7 +329,7 @@ def test_there_must_be_generated_captions(tmp_path):
 @pytest.mark.parametrize(
     "choice, message",
     [
-        ("everything", "expected one of none, all, augment_only, or probabilities"),
+        ("everything", "expected one of none, all, augment_only, only, or prob"),
         ({"t5": 0.5, "orignal": 0.5}, "did you mean 'original'"),
         ({"t5": 0.5, "endpoint": 0.5}, "known: original, t5, template"),
         ({"t5": 0.5, "original": 0.3}, "expected probabilities that sum to 1"),
@@ -340,6 +340,23 @@ def test_there_must_be_generated_captions(tmp_path):
 def test_choices_that_make_no_sense(captions_file, choice, message):
     with pytest.raises(ValueError, match=message):
         GeneratedSource(TinySource(10), captions_file, choice)
+
+
+def test_only_clips_that_have_some(tmp_path):
+    lines = [
+        line("synthetic-0-5", "a bell", "t5"),
+        line("synthetic-0-2", "a dog", "t5"),
+    ]
+    file = write(tmp_path / "made.jsonl", lines)
+    options = {"examples": 10, "generated": file, "captions": "only"}
+    source = build_source("synthetic", "synthetic", options)
+    assert [source.id(i) for i in range(len(source))] == [
+        "synthetic-0-2",
+        "synthetic-0-5",
+    ]
+    assert [source.captions(i) for i in range(2)] == [["a dog"], ["a bell"]]
+    assert source[1]["captions"] == ["a bell"] and source.caption_weights(1) is None
+    assert source.description().endswith("only the 2 that have generated ones")
 
 
 def test_broken_lines_are_all_named(tmp_path):
@@ -355,12 +372,14 @@ def test_broken_lines_are_all_named(tmp_path):
         "",
         json.dumps(line("clip4", "x", "original")),
         json.dumps(line("clip5", "\ud800")),
+        json.dumps({**line("clip6", "x"), "captions": ["a bell", ""]}),
+        json.dumps({**line("clip6", "x"), "captions": []}),
     ]
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(ManifestError) as caught:
         GeneratedSource(TinySource(10), str(path))
     message = str(caught.value)
-    assert "made.jsonl: 7 problems" in message
+    assert "made.jsonl: 9 problems" in message
     for expected in (
         "line 2: is not JSON",
         "line 3: holds a list, expected an object",
@@ -369,6 +388,8 @@ def test_broken_lines_are_all_named(tmp_path):
         "line 6: origin.kind is None, expected text",
         "line 8: origin.kind is 'original', which means the clip's own captions",
         "line 9: caption holds half a character",
+        "line 10: captions is '', expected text",
+        "line 11: captions is [], expected a list of texts",
     ):
         assert expected in message
 
@@ -383,3 +404,13 @@ def test_files_of_other_clips(tmp_path):
         GeneratedSource(TinySource(10), str(tmp_path / "empty.jsonl"))
     with pytest.raises(FileNotFoundError):
         list(generated.read(str(tmp_path / "none.jsonl")))
+
+
+def test_lines_of_several_captions(tmp_path):
+    """As a captioner's manifest has them."""
+    several = {"id": "clip3", "captions": ["a bell", "one bell"]}
+    lines = [{**several, "origin": {"kind": "captioner"}}, line("clip3", "ding")]
+    file = write(tmp_path / "made.jsonl", lines)
+    source = GeneratedSource(TinySource(10), file, "augment_only")
+    assert source.captions(3) == ["a bell", "one bell", "ding"]
+    assert "generated captions 3 (captioner 2, " in source.description()
