@@ -25,7 +25,8 @@ in ten, so that the captioner can do without. Without `audio=` the tower is fres
 learns.
 
 `small` trains in minutes on two CPU cores from procedural scenes
-(clap_jax/pipeline/synthetic.py), 0.9 M parameters, everything from scratch, no download.
+(clap_jax/pipeline/synthetic.py), 0.9 M parameters, everything from scratch, no download;
+or from a table. `part=1/2` keeps to the first half of the clips.
 """
 
 from clap_jax import config as config_lib
@@ -36,7 +37,7 @@ SCENES = {"kind": "synthetic", "split": "test", "examples": 250}
 
 def get_config(argument=None):
     """`:TABLE[,audio=FILE][,tags=FILE][,guide=event|keyword|none][,test=VALUE]`, or
-    `:small[,guide=...][,steps=N]`, and `:smoke`."""
+    `:[TABLE,]small[,guide=...][,part=K/N][,steps=N]`, and `:smoke`."""
     options = config_lib.parse_argument(
         argument,
         path="",
@@ -45,6 +46,7 @@ def get_config(argument=None):
         guide="event",
         test="",
         small=False,
+        part="1/1",
         steps=1500,
         smoke=False,
     )
@@ -112,13 +114,17 @@ def small(config, options, decoder):
     config.train.total_steps = options.steps
     config.optim.learning_rate = 1e-3
     config.optim.warmup_percent = 5.0
-    config.data.sources = ({"kind": "synthetic", "split": "train", "examples": 16_000},)
+    source = {"kind": "synthetic", "split": "train", "examples": 16_000}
+    if options.path:
+        source = sources.section(options.path)
+    else:
+        examine(config, options, SCENES, 500)
+    config.data.sources = ({**source, "part": options.part},)
     config.data.vocab_size = 400
     config.data.mel = "host"
     config.data.cache_gib = 1.0
     config.data.text_buckets = ()  # one program
     config.checkpoint.every_steps = 250
-    examine(config, options, SCENES, 500)
 
 
 def examine(config, options, source, every_steps):
