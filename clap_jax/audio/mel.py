@@ -155,6 +155,19 @@ FRONTENDS: dict[str, Frontend] = {
     "blat": dataclasses.replace(
         _MSCLAP, rate_hz=32_000, clip_seconds=10.0, fill="pad", whole_clip=True
     ),
+    # Whisper's has one frame less, no decibels and a limited range, see its tower.
+    "whisper": Frontend(
+        rate_hz=16_000,
+        clip_seconds=30.0,
+        n_fft=400,
+        window_samples=400,
+        hop_samples=160,
+        mels=80,
+        fmin_hz=0.0,
+        fmax_hz=8_000.0,
+        bank="slaney",
+        fill="pad",
+    ),
     "small_16k": Frontend(
         rate_hz=16_000,
         clip_seconds=2.56,

@@ -20,6 +20,7 @@ from clap_jax.models import (
     heads,
     htsat,
     pann,
+    whisper,
 )
 from clap_jax.models.temporal import Temporal
 from clap_jax.models.tower import complete
@@ -29,6 +30,7 @@ AUDIO_TOWERS = {
     "pann": pann,
     "conv_transformer": conv_transformer,
     "convnet": convnet,
+    "whisper": whisper,
 }
 TEXT_TOWERS = {"bert": bert, "gpt2": gpt2, "clip_text": clip_text, "bart": bart}
 # What writes captions; GPT-2 is a text tower as well.

@@ -41,6 +41,16 @@ PANN_SIZES = {
     "10": {"widths": (64, 128, 256, 512, 1024), "pool_last": True},
     "6": {"widths": (64, 128, 256, 512), "convs": 1, "kernel": 5, "pool_last": True},
 }
+WHISPER_SIZES = {
+    name: {"width": width, "depth": depth, "heads": width // 64, "mlp": 4 * width}
+    for name, width, depth in (
+        ("tiny", 384, 4),
+        ("base", 512, 6),
+        ("small", 768, 12),
+        ("medium", 1024, 24),
+        ("large", 1280, 32),
+    )
+}
 
 # LAION's audio towers: name of the row, kind, options.
 _LAION_AUDIO = {
