@@ -10,6 +10,7 @@ from clap_jax import config as config_lib
 from clap_jax.audio.mel import Frontend
 from clap_jax.models import (
     bart,
+    beats,
     bert,
     caption_decoder,
     clip_text,
@@ -31,6 +32,7 @@ AUDIO_TOWERS = {
     "conv_transformer": conv_transformer,
     "convnet": convnet,
     "whisper": whisper,
+    "beats": beats,
 }
 TEXT_TOWERS = {"bert": bert, "gpt2": gpt2, "clip_text": clip_text, "bart": bart}
 # What writes captions; GPT-2 is a text tower as well.
