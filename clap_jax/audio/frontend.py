@@ -11,8 +11,7 @@ from jaxtyping import Float, Float32, Int16
 
 from clap_jax.audio import mel
 
-FLOOR_POWER = 1e-10
-"""Mel power below which everything is silence."""
+FLOOR_POWER = mel.FLOOR_POWER
 
 FLOOR_DB = -100.0
 """The log-mel of digital silence, 10 log10(FLOOR_POWER)."""

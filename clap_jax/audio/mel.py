@@ -12,6 +12,9 @@ from jaxtyping import Float
 BANKS = ("slaney", "htk", "kaldi", "stored")
 FILLS = ("repeatpad", "pad", "repeat")
 
+FLOOR_POWER = 1e-10
+"""Mel power below which everything is silence, but see `Frontend.floor_power`."""
+
 VIEWS = 4
 """Views of a fused front end: global, front, middle, back."""
 
@@ -123,9 +126,9 @@ class Frontend:
 
     @property
     def floor_power(self) -> float:
-        """Mel power below which everything is silence: -100 dB, and for Kaldi the
-        smallest step of a float32 at one, of a wave that is 2^15 times as large."""
-        return 2.0**-53 if self.is_kaldi else 1e-10
+        """Mel power below which everything is silence. Kaldi's is the step of float32
+        at one, of a wave that is 2^15 times as large."""
+        return 2.0**-53 if self.is_kaldi else FLOOR_POWER
 
     @property
     def clip_samples(self) -> int:
