@@ -155,7 +155,7 @@ def default() -> ConfigDict:
     config.optim.lr_multipliers = ((".*", 1.0),)
     # ... and weight-decay multipliers (biases, norms and scales are spared).
     config.optim.decay_multipliers = (
-        (r".*(bias|scale|logit_scale\w*)", 0.0),
+        (r".*(bias|scale|sinusoids|logit_scale\w*)|temporal/(log_\w+|mix)", 0.0),
         (".*", 1.0),
     )
     # Layer-wise decay of the rate, from each tower's top down: every block has so much

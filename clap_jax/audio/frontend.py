@@ -11,8 +11,7 @@ from jaxtyping import Float, Float32, Int16
 
 from clap_jax.audio import mel
 
-FLOOR_POWER = 1e-10
-"""Mel power below which everything is silence."""
+FLOOR_POWER = mel.FLOOR_POWER
 
 FLOOR_DB = -100.0
 """The log-mel of digital silence, 10 log10(FLOOR_POWER)."""
@@ -31,7 +30,8 @@ def from_int16(wave: Int16[Any, "*shape"], xp: ModuleType = np) -> Float[Any, "*
 
 
 def frame(wave: Any, frontend: mel.Frontend, xp: ModuleType = np) -> Any:
-    """Centred frames of `wave` [..., T], reflected at its ends: [..., N, n_fft].
+    """Centred frames of `wave` [..., T], reflected at its ends: [..., N, n_fft]; or
+    Kaldi's, as they lie in the wave: [..., N, window_samples].
 
     In numpy a read-only view. In jax.numpy the padded wave is cut into chunks of one
     hop, and a frame is a few neighbouring chunks side by side: reshapes and slices only.
@@ -39,26 +39,39 @@ def frame(wave: Any, frontend: mel.Frontend, xp: ModuleType = np) -> Any:
     gradient, which is then a scatter.
     """
     samples, hop = wave.shape[-1], frontend.hop_samples
-    half = frontend.n_fft // 2
-    if samples <= half:
+    size = frontend.frame_samples
+    half = 0 if frontend.is_kaldi else size // 2
+    if samples < (size if frontend.is_kaldi else half + 1):
         raise ValueError(
-            f"the wave has {samples} samples, expected more than {half} "
+            f"the wave has {samples} samples, expected {size} or more, a window"
+            if frontend.is_kaldi
+            else f"the wave has {samples} samples, expected more than {half} "
             f"(half of n_fft {frontend.n_fft}) to reflect at its ends"
         )
     frames = frontend.frames(samples)
-    chunks = -(-frontend.n_fft // hop)
+    chunks = -(-size // hop)
     batch = [(0, 0)] * (wave.ndim - 1)
-    wave = xp.pad(wave, [*batch, (half, half)], mode="reflect")
+    if half:
+        wave = xp.pad(wave, [*batch, (half, half)], mode="reflect")
     if xp is np:
-        views = np.lib.stride_tricks.sliding_window_view(wave, frontend.n_fft, axis=-1)
+        views = np.lib.stride_tricks.sliding_window_view(wave, size, axis=-1)
         return views[..., ::hop, :]
     total = (frames - 1 + chunks) * hop
     missing = max(0, total - wave.shape[-1])
     wave = xp.pad(wave, [*batch, (0, missing)])[..., :total]
     wave = wave.reshape(*wave.shape[:-1], -1, hop)
     parts = [wave[..., start : start + frames, :] for start in range(chunks)]
-    parts[-1] = parts[-1][..., : frontend.n_fft - (chunks - 1) * hop]
+    parts[-1] = parts[-1][..., : size - (chunks - 1) * hop]
     return xp.concatenate(parts, axis=-1)
+
+
+def _windowed(frames: Any, frontend: mel.Frontend, xp: ModuleType) -> Any:
+    """Frames as they are transformed."""
+    if frontend.is_kaldi:
+        frames = frames - frames.mean(-1, keepdims=True)
+        before = xp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
+        frames = frames - xp.float32(0.97) * before
+    return frames * mel.window(frontend)
 
 
 def log_mel(
@@ -66,24 +79,26 @@ def log_mel(
     frontend: mel.Frontend,
     xp: ModuleType = np,
 ) -> Float32[Any, "*batch N F"]:
-    """Log-mel spectrogram in dB: 10 log10(max(mel power, 1e-10)).
+    """Log-mel spectrogram in dB: 10 log10(max(mel power, floor)), the floor 1e-10, or
+    that of the front end.
 
     wave: float32 [..., T] at `frontend.rate_hz`, in [-1, 1], or int16; T > n_fft / 2.
     xp: numpy, or jax.numpy (differentiable, for jit).
     Returns float32 [..., N, F] with N = 1 + T // hop. Equal to torchlibrosa's
-    Spectrogram and LogmelFilterBank for the "slaney" bank and to torchaudio's
-    MelSpectrogram and AmplitudeToDB for the "htk" bank.
+    Spectrogram and LogmelFilterBank for the "slaney" bank, to torchaudio's
+    MelSpectrogram and AmplitudeToDB for the "htk" bank and, for "kaldi", to its
+    compliance.kaldi.fbank but for the logarithm and the size of the wave.
     """
     if wave.dtype == np.int16:
         wave = from_int16(wave, xp)
     mels = _power_by_block(wave, frontend) if xp is np else _power(wave, frontend, xp)
-    return 10 * xp.log10(xp.maximum(mels, xp.float32(FLOOR_POWER)))
+    return 10 * xp.log10(xp.maximum(mels, xp.float32(frontend.floor_power)))
 
 
 def _power(wave: Any, frontend: mel.Frontend, xp: ModuleType) -> Any:
     """Power in mel bands on a device: [..., T] to [..., N, F]."""
-    frames = frame(wave, frontend, xp) * mel.window(frontend)
-    spectrum = xp.fft.rfft(frames)
+    frames = _windowed(frame(wave, frontend, xp), frontend, xp)
+    spectrum = xp.fft.rfft(frames, frontend.n_fft)
     # Not abs(): its gradient at zero, digital silence, is not a number.
     power = xp.square(spectrum.real) + xp.square(spectrum.imag)
     # Accelerators multiply matrices in reduced precision unless told otherwise, and
@@ -100,7 +115,7 @@ def _power_by_block(wave: Any, frontend: mel.Frontend) -> Float32[np.ndarray, ".
     bins, bank = _sparse_bank(frontend)
     batch, frames = wave.shape[:-1], frontend.frames(wave.shape[-1])
     # Frames so far apart still touch: together they hold every sample.
-    apart = max(frontend.n_fft // frontend.hop_samples, 1)
+    apart = max(frontend.frame_samples // frontend.hop_samples, 1)
     mels = np.empty((*batch, frames, frontend.mels), np.float32)
     for clip in np.ndindex(batch):
         views = frame(wave[clip], frontend)
@@ -110,10 +125,10 @@ def _power_by_block(wave: Any, frontend: mel.Frontend) -> Float32[np.ndarray, ".
                 # Padding, and digital silence: the transform of zeros is zeros.
                 mels[clip][start : start + BLOCK_FRAMES] = 0
                 continue
-            block = block * mel.window(frontend)
+            block = _windowed(block, frontend, np)
             # On float32 scipy's transform takes a third of the time of numpy's. Frames
             # become columns, so that the bank multiplies rows that lie in one piece.
-            spectrum = scipy.fft.rfft(block.T, axis=0)[bins]
+            spectrum = scipy.fft.rfft(block.T, frontend.n_fft, axis=0)[bins]
             power = np.square(spectrum.real)
             power += np.square(spectrum.imag)
             mels[clip][start : start + BLOCK_FRAMES] = (bank @ power).T

@@ -4,12 +4,16 @@ import base64
 import dataclasses
 import functools
 import zlib
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-BANKS = ("slaney", "htk", "stored")
+BANKS = ("slaney", "htk", "kaldi", "stored")
 FILLS = ("repeatpad", "pad", "repeat")
+
+FLOOR_POWER = 1e-10
+"""Mel power below which everything is silence, but see `Frontend.floor_power`."""
 
 VIEWS = 4
 """Views of a fused front end: global, front, middle, back."""
@@ -41,7 +45,8 @@ class Frontend:
     bank: "slaney" (Slaney scale, each filter of unit area: librosa's default) or "htk"
         (HTK scale, filters of unit height: torchaudio's default), or "stored": the one
         in `bank_values`. A model trained on one is useless with the other: for noise
-        the two differ by 22 dB.
+        the two differ by 22 dB. "kaldi": filters and frames of Kaldi's fbank, see
+        `is_kaldi`.
     fill: how a short clip is filled up, see `clap_jax.audio.crop.fill`.
     int16_trip: samples go through 16-bit integers first (`clap_jax.audio.io.quantise`).
     bank_rate_hz: the rate that the bank believes in, where that is not `rate_hz`.
@@ -108,6 +113,24 @@ class Frontend:
         return self.views > 1 or self.whole_clip
 
     @property
+    def is_kaldi(self) -> bool:
+        """Whether frames are those of Kaldi's fbank (as torchaudio has it, without
+        dither): all inside the wave, none centred on its ends; of each its mean is
+        taken away, and 0.97 of every sample from the next; Povey's window."""
+        return self.bank == "kaldi"
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples of one frame, before zeros make it `n_fft` long."""
+        return self.window_samples if self.is_kaldi else self.n_fft
+
+    @property
+    def floor_power(self) -> float:
+        """Mel power below which everything is silence. Kaldi's is the step of float32
+        at one, of a wave that is 2^15 times as large."""
+        return 2.0**-53 if self.is_kaldi else FLOOR_POWER
+
+    @property
     def clip_samples(self) -> int:
         """Samples of one clip."""
         return round(self.rate_hz * self.clip_seconds)
@@ -118,7 +141,9 @@ class Frontend:
         return self.frames(self.clip_samples)
 
     def frames(self, samples: int) -> int:
-        """Frames of a waveform of `samples` samples (frames are centred)."""
+        """Frames of a waveform of `samples` samples: centred, or see `is_kaldi`."""
+        if self.is_kaldi:
+            return 1 + (samples - self.window_samples) // self.hop_samples
         return 1 + samples // self.hop_samples
 
 
@@ -155,6 +180,31 @@ FRONTENDS: dict[str, Frontend] = {
     "blat": dataclasses.replace(
         _MSCLAP, rate_hz=32_000, clip_seconds=10.0, fill="pad", whole_clip=True
     ),
+    # Whisper's has one frame less, no decibels and a limited range, see its tower.
+    "whisper": Frontend(
+        rate_hz=16_000,
+        clip_seconds=30.0,
+        n_fft=400,
+        window_samples=400,
+        hop_samples=160,
+        mels=80,
+        fmin_hz=0.0,
+        fmax_hz=8_000.0,
+        bank="slaney",
+        fill="pad",
+    ),
+    "beats": Frontend(
+        rate_hz=16_000,
+        clip_seconds=10.0,
+        n_fft=512,
+        window_samples=400,
+        hop_samples=160,
+        mels=128,
+        fmin_hz=20.0,
+        fmax_hz=8_000.0,
+        bank="kaldi",
+        fill="pad",
+    ),
     "small_16k": Frontend(
         rate_hz=16_000,
         clip_seconds=2.56,
@@ -188,8 +238,10 @@ def mel_bank(frontend: Frontend) -> Float[np.ndarray, "bins F"]:
 
     "slaney" is the reference's `LogmelFilterBank` (torchlibrosa), "htk" the fused
     models' `torchaudio.transforms.MelSpectrogram` with its default norm=None, "stored"
-    what a checkpoint brought along.
+    what a checkpoint brought along, "kaldi" that of `torchaudio.compliance.kaldi`.
     """
+    if frontend.is_kaldi:
+        return _kaldi_bank(frontend)
     if frontend.bank == "stored":
         bank = unpack(frontend.bank_values)
         shape = frontend.n_fft // 2 + 1, frontend.mels
@@ -217,12 +269,36 @@ def mel_bank(frontend: Frontend) -> Float[np.ndarray, "bins F"]:
     return bank
 
 
+def _kaldi_bank(frontend: Frontend) -> Float[np.ndarray, "bins F"]:
+    """Filters that are triangles over mels, not over hertz; none hears Nyquist's bin."""
+    rate_hz = frontend.bank_rate_hz or frontend.rate_hz
+
+    def mels(hz: Any) -> Any:
+        return 1127.0 * np.log1p(np.asarray(hz) / 700.0)
+
+    bins = mels(np.arange(frontend.n_fft // 2) * rate_hz / frontend.n_fft)[:, None]
+    low, high = mels([frontend.fmin_hz, frontend.fmax_hz])
+    step = (high - low) / (frontend.mels + 1)
+    centre = low + step * np.arange(1, frontend.mels + 1)
+    bank = np.maximum(1 - np.abs(bins - centre) / step, 0.0)
+    bank = np.pad(bank, ((0, 1), (0, 0))).astype(np.float32)
+    bank.flags.writeable = False
+    return bank
+
+
 @functools.lru_cache
 def window(frontend: Frontend) -> Float[np.ndarray, " n_fft"]:
-    """The window, zero-padded on both sides to n_fft: float32, read-only.
+    """The window of a frame: float32, read-only.
 
-    Periodic Hann, unless the front end brings its own.
+    Periodic Hann, unless the front end brings its own, zero-padded on both sides to
+    n_fft; Povey's as it is.
     """
+    if frontend.is_kaldi:
+        samples = frontend.window_samples
+        phase = 2 * np.pi * np.arange(samples) / (samples - 1)
+        povey = np.float32((0.5 - 0.5 * np.cos(phase)) ** 0.85)
+        povey.flags.writeable = False
+        return povey
     if frontend.window_values:
         values = unpack(frontend.window_values)
         if values.size != frontend.n_fft:

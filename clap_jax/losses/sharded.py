@@ -28,21 +28,30 @@ Score = Callable[[Any, Any, Any], Array]
 # All scores of a device may take this before they are computed in blocks: the compiler
 # keeps about seven arrays of that size.
 GLOBAL_BYTES = 16 * 2**20
-# What one block of scores may take.
+# What one block of scores may take, and one of scores that are made of many numbers.
 BLOCK_BYTES = 64 * 2**20
+WIDE_BLOCK_BYTES = 8 * 2**20
 # What all texts and their gradients may take before they go round instead.
 TEXTS_BYTES = 128 * 2**20
 
 
 def choose(
-    options: Options, batch: int, devices: int, width: int
+    options: Options,
+    batch: int,
+    devices: int,
+    width: int,
+    numbers_per_pair: int = 1,
+    clip_width: int = 0,
 ) -> tuple[Options, str]:
     """`options` with `impl` and `chunk` decided, and a line for the log that says why.
 
-    batch: clips (and texts) over all devices; width: numbers in an embedding.
+    batch: clips (and texts) over all devices; width: numbers in an embedding, or in all
+    those of a text; numbers_per_pair: what a score is made of, such as the attention of
+    every sentence to every segment; clip_width: then, the numbers in all embeddings of
+    a clip.
     """
     rows = -(-batch // devices)
-    scores, texts = 4 * rows * batch, 2 * 4 * batch * width
+    scores, texts = 4 * rows * batch * numbers_per_pair, 2 * 4 * batch * width
     impl = options.impl
     if impl == "auto":
         impl = "global"
@@ -50,21 +59,28 @@ def choose(
             impl = "gather" if texts <= TEXTS_BYTES or devices == 1 else "ring"
     chunk = options.chunk
     if not chunk and impl != "global":
-        chunk = _fitting_rows(rows, batch if impl == "gather" else rows)
+        numbers, most_bytes = (batch if impl == "gather" else rows), BLOCK_BYTES
+        if numbers_per_pair > 1:
+            # What attention sees of a clip, and the gradients of both.
+            numbers = numbers * numbers_per_pair + 4 * clip_width
+            most_bytes = WIDE_BLOCK_BYTES
+        chunk = _fitting_rows(rows, most_bytes // (4 * numbers))
     told = "" if options.impl == "auto" else ", as loss.impl says"
     at_once = f"{min(chunk, rows)} rows at a time" if chunk else "all rows at once"
+    made_of = f" of {numbers_per_pair} numbers" if numbers_per_pair > 1 else ""
     reason = (
-        f"{options.name} loss, {impl}{told}: {batch} x {batch} scores over {devices} "
-        f"device(s) are {_size(scores)} a device (global up to {_size(GLOBAL_BYTES)}), "
+        f"{options.name} loss, {impl}{told}: {batch} x {batch} scores{made_of} over "
+        f"{devices} device(s) are {_size(scores)} a device (global up to "
+        f"{_size(GLOBAL_BYTES)}), "
         f"all texts with gradients {_size(texts)} (gather up to {_size(TEXTS_BYTES)}); "
         f"{at_once}"
     )
     return dataclasses.replace(options, impl=impl, chunk=chunk), reason
 
 
-def _fitting_rows(rows: int, columns: int) -> int:
+def _fitting_rows(rows: int, most: int) -> int:
     """Rows at a time: a divisor of all rows if a good one is near, else 8 or more."""
-    most = max(BLOCK_BYTES // (4 * columns), 8)
+    most = max(most, 8)
     if most >= rows:
         return rows
     divisor = next(n for n in range(most, 0, -1) if rows % n == 0)
@@ -84,6 +100,7 @@ def pair_loss(
     labels: Labels,
     options: Options,
     mesh: Mesh,
+    numbers_per_pair: int = 1,
 ) -> contrastive.Pair:
     """The loss of a whole batch as (sum, count), float32 scalars.
 
@@ -91,7 +108,8 @@ def pair_loss(
     not close over traced values. params: small, the same on all devices. audio, text:
     an array, or a tree of them, [B, ...], split over `sharding.BATCH_AXES`; narrow
     floats become float32 before they are scored. labels: see `contrastive.Labels`.
-    Call it inside jit. Differentiable in params, audio and text.
+    numbers_per_pair: see `choose`.
+    Call it inside jit. Differentiable in the floats of params, audio and text.
 
     Raises ValueError when the batch does not divide over the devices.
     """
@@ -106,8 +124,12 @@ def pair_loss(
             raise ValueError(
                 f"{amount} {what} are not divisible by {mesh.size} devices"
             )
-    width = sum(leaf.size // texts for leaf in jax.tree.leaves(text))
-    options, _ = choose(options, max(clips, texts), mesh.size, width)
+    clip_width, width = (
+        sum(leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(tree))
+        for tree in (audio, text)
+    )
+    batch = max(clips, texts)
+    options, _ = choose(options, batch, mesh.size, width, numbers_per_pair, clip_width)
 
     if options.impl == "global" and not options.chunk:
         scores = score(params, _wide(audio), _wide(text))
@@ -188,24 +210,22 @@ class _Exact:
         rows, columns = blocks.mark(labels, self.options, dtype, self.axes)
         merge = functools.partial(blocks.merge, loss.powers)
 
-        def visit(guest: Any):
+        def visit(guest: Any, of_rows: blocks.Statistics):
             text, columns = guest
 
-            def step(found: blocks.Statistics, mine: Any):
+            def step(of_columns: blocks.Statistics, mine: Any, of_rows: Any):
                 audio, rows = mine
                 scores = self._score(params, audio, text)
                 target = blocks.targets(rows, columns)
-                found = merge(found, loss.statistics(scores, target, 0))
-                return found, loss.statistics(scores, target, 1)
+                of_columns = merge(of_columns, loss.statistics(scores, target, 0))
+                return of_columns, merge(of_rows, loss.statistics(scores, target, 1))
 
             nothing = loss.empty(columns.text.shape[0], dtype, 0)
-            found, of_rows = self._by_rows(step, nothing, (audio, rows))
-            return of_rows, found
+            return self._by_rows(step, nothing, (audio, rows), of_rows)
 
         of_rows, of_columns = self._meet(
             visit,
             (text, columns),
-            merge,
             merge,
             loss.empty(rows.clip.shape[0], dtype, 1),
             loss.empty(columns.text.shape[0], dtype, 0),
@@ -226,45 +246,53 @@ class _Exact:
     ):
         loss, (of_rows, of_columns) = self.loss, kept
 
-        def visit(guest: Any):
+        def visit(guest: Any, found: Any):
             text, (columns, column_anchors) = guest
+            of_params, of_audio = found
 
-            def step(found: Any, mine: Any):
+            def step(found: Any, mine: Any, of_audio: Any):
                 audio, (rows, row_anchors) = mine
-                scores, pull = jax.vjp(
-                    self._score, _wide(params), _wide(audio), _wide(text)
-                )
+                scores, pull = self._slopes(params, audio, text)
                 slopes = loss.slopes(
                     scores,
                     blocks.targets(rows, columns),
                     (rows.inverse, columns.inverse),
                     (row_anchors, column_anchors),
                 )
-                of_params, of_audio, of_text = pull(slopes)
-                return _add(found, (of_params, of_text)), of_audio
+                of_params, more, of_text = pull(slopes)
+                return _add(found, (of_params, of_text)), _add(of_audio, more)
 
-            nothing = _zeros((params, text))
-            found, of_audio = self._by_rows(step, nothing, (audio, of_rows))
-            return (found[0], of_audio), found[1]
+            (of_params, of_text), of_audio = self._by_rows(
+                step, (of_params, _zeros(text)), (audio, of_rows), of_audio
+            )
+            return of_text, (of_params, of_audio)
 
         (of_params, of_audio), of_text = self._meet(
             visit,
             (text, of_columns),
-            _add,
             _add,
             _zeros((params, audio)),
             _zeros(text),
             self._scatter_sum,
         )
         of_params = jax.tree.map(self._sum, of_params)
-        return tuple(
-            jax.tree.map(lambda g, x: (cotangent * g).astype(x.dtype), gradient, value)
-            for gradient, value in (
-                (of_params, params),
-                (of_audio, audio),
-                (of_text, text),
-            )
+        return jax.tree.map(
+            lambda g, x: (cotangent * g).astype(x.dtype),
+            (of_params, of_audio, of_text),
+            _floats((params, audio, text)),
         )
+
+    def _slopes(self, *arguments: Any) -> tuple[Float[Array, "A T"], Callable]:
+        """Scores, and what turns their slopes into those of all floats."""
+
+        def score(floats: Any) -> Float[Array, "A T"]:
+            joined = jax.tree.map(
+                lambda x, part: x if part is None else part, arguments, floats
+            )
+            return self._score(*joined)
+
+        scores, pull = jax.vjp(score, _wide(_floats(arguments)))
+        return scores, lambda slopes: pull(slopes)[0]
 
     def _score(self, params: Any, audio: Any, text: Any) -> Float[Array, "A T"]:
         scores = self.score(_wide(params), _wide(audio), _wide(text))
@@ -273,64 +301,70 @@ class _Exact:
     def _dtype(self, *arguments: Any) -> Any:
         return jax.eval_shape(self._score, *arguments).dtype
 
-    def _by_rows(self, step: Callable, carry: Any, rows: Any) -> tuple[Any, Any]:
-        """`step(carry, rows) -> (carry, found)` over chunks of rows, as if over all.
+    def _by_rows(
+        self, step: Callable, carry: Any, rows: Any, found: Any
+    ) -> tuple[Any, Any]:
+        """`step(carry, rows, found) -> (carry, found)` over chunks, as if over all.
 
-        A last chunk may be smaller.
+        found: what is known of each row, changed in place. A last chunk may be smaller.
         """
         parts = 1 if self.axes else self.mesh.size
         size = jax.tree.leaves(rows)[0].shape[0] // parts
         chunk = min(self.options.chunk or size, size)
-        whole = size // chunk
+        if chunk == size:
+            return step(carry, rows, found)
 
-        def cut(x: Array, first: int, count: int, chunk: int) -> Array:
-            x = x.reshape(parts, size, *x.shape[1:])[:, first : first + count * chunk]
-            x = x.reshape(parts, count, chunk, *x.shape[2:])
-            return jnp.moveaxis(x, 1, 0).reshape(count, parts * chunk, *x.shape[3:])
+        def together(x: Array) -> Array:
+            return x.reshape(-1, *x.shape[2:])
 
-        def joined(x: Array) -> Array:
-            x = x.reshape(x.shape[0], parts, -1, *x.shape[2:])
-            return jnp.moveaxis(x, 0, 1).reshape(parts, -1, *x.shape[3:])
+        def take(x: Array, first: Any, count: int) -> Array:
+            return together(jax.lax.dynamic_slice_in_dim(x, first, count, axis=1))
 
-        if whole == 1 and chunk == size:
-            return step(carry, rows)
-        chunks = jax.tree.map(lambda x: cut(x, 0, whole, chunk), rows)
-        carry, found = jax.lax.scan(step, carry, chunks)
-        found = jax.tree.map(joined, found)
+        def put(x: Array, new: Array, first: Any) -> Array:
+            new = new.reshape(parts, -1, *new.shape[1:])
+            return jax.lax.dynamic_update_slice_in_dim(x, new, first, axis=1)
+
+        def one(state: Any, first: Any, count: int) -> Any:
+            carry, found = state
+            mine, known = jax.tree.map(lambda x: take(x, first, count), (rows, found))
+            carry, known = step(carry, mine, known)
+            return carry, jax.tree.map(lambda x, y: put(x, y, first), found, known)
+
+        rows, found = jax.tree.map(
+            lambda x: x.reshape(parts, size, *x.shape[1:]), (rows, found)
+        )
+        state, whole = (carry, found), size // chunk
+        state = jax.lax.fori_loop(
+            0, whole, lambda i, state: one(state, i * chunk, chunk), state
+        )
         if rest := size - whole * chunk:
-            last = jax.tree.map(lambda x: cut(x, whole * chunk, 1, rest)[0], rows)
-            carry, of_last = step(carry, last)
-            found = jax.tree.map(
-                lambda x, y: jnp.concatenate([x, joined(y[None])], axis=1),
-                found,
-                of_last,
-            )
-        return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+            state = one(state, whole * chunk, rest)
+        return state[0], jax.tree.map(together, state[1])
 
     def _meet(
         self,
         visit: Callable,
         guest: Any,
-        join_mine: Callable,
-        join_theirs: Callable,
+        join: Callable,
         mine: Any,
         theirs: Any,
         scatter: Callable,
     ) -> tuple[Any, Any]:
         """Let this device's rows meet all columns.
 
-        visit: `(guest) -> (mine, theirs)`, what a block of columns `guest` adds to my
-        rows and to its own columns; both are joined over all meetings, beginning with
-        the given empty ones. theirs: comes back to where the guest is at home.
+        visit: `(guest, mine) -> (theirs, mine)`: what my rows add to a block of columns
+        `guest`, to be joined over all meetings, and what is known of my rows, with what
+        the guest adds. Both begin with the given empty ones. theirs: comes back to where
+        the guest is at home.
         """
         if not self.axes:
-            return visit(guest)
+            theirs, mine = visit(guest, mine)
+            return mine, theirs
         if self.options.impl == "gather":
-            mine, theirs = visit(
-                jax.tree.map(
-                    lambda x: jax.lax.all_gather(x, self.axes, tiled=True), guest
-                )
+            everyone = jax.tree.map(
+                lambda x: jax.lax.all_gather(x, self.axes, tiled=True), guest
             )
+            theirs, mine = visit(everyone, mine)
             return mine, scatter(theirs)
 
         def hop(carry: Any, _: None) -> tuple[Any, None]:
@@ -338,9 +372,8 @@ class _Exact:
             # Both transfers run while the block is computed: what the guest has
             # collected so far follows it one hop later than it could.
             following, theirs = self._send((guest, theirs))
-            of_mine, of_theirs = visit(guest)
-            mine = join_mine(mine, of_mine)
-            return (following, mine, join_theirs(theirs, of_theirs)), None
+            more, mine = visit(guest, mine)
+            return (following, mine, join(theirs, more)), None
 
         (_, mine, theirs), _ = jax.lax.scan(
             hop, (guest, mine, theirs), None, length=self.mesh.size
@@ -399,9 +432,18 @@ def _wide(tree: Any) -> Any:
     return jax.tree.map(widen, tree)
 
 
+def _floats(tree: Any) -> Any:
+    """`tree` with None for all that has no gradient, such as masks."""
+
+    def one(x: Any) -> Any:
+        return x if jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating) else None
+
+    return jax.tree.map(one, tree)
+
+
 def _zeros(tree: Any) -> Any:
-    """Where gradients of `tree` are added up."""
-    return jax.tree.map(lambda x: jnp.zeros(np.shape(x), _wide(x).dtype), tree)
+    """Where gradients of the floats of `tree` are added up."""
+    return jax.tree.map(lambda x: jnp.zeros(np.shape(x), _wide(x).dtype), _floats(tree))
 
 
 def _add(left: Any, right: Any) -> Any:

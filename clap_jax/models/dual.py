@@ -27,7 +27,7 @@ class Dual(NamedTuple):
     encode_text: `(variables, ids i32 [B, L], mask bool [B, L], *, train=False,
         key=None) -> ((zt, aux), new_state)`, likewise.
     score: `(params, za [A, E], zt [T, E]) -> float32 [A, T]`, the scaled score. Of the
-        parameters it reads those at the top whose names begin with "logit".
+        parameters it reads those that `score_params` gives.
     constrain: `(params) -> params`, to apply after every optimizer step.
 
     aux has the tower's intermediates, "embedding" (what the tower gave) and
@@ -63,8 +63,12 @@ def cosine_score(
 
 
 def score_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The few parameters that a score reads."""
-    return {name: leaf for name, leaf in params.items() if name.startswith("logit")}
+    """The few parameters that a score reads: scale, bias, and `temporal` attention."""
+    return {
+        name: leaf
+        for name, leaf in params.items()
+        if name.startswith("logit") or name == "temporal"
+    }
 
 
 SCORES = {"cosine": cosine_score}

@@ -194,13 +194,14 @@ class Attention(nn.Module):
     `bias` is added to the float32 scores and broadcasts to [..., heads, L, M].
     Queries, keys and values have separate kernels, the layout of BERT and of Hugging
     Face; a source that stores them as one is split in thirds by its converter. Their
-    biases are left out with `qkv_bias=False`.
+    biases are left out with `qkv_bias=False`, that of keys alone with `key_bias=False`.
     """
 
     heads: int
     dropout: float = 0.0
     dtype: Any = jnp.float32
     qkv_bias: bool = True
+    key_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -231,7 +232,8 @@ class Attention(nn.Module):
         seen = memory
         if not isinstance(memory, Past):
             source = x if memory is None else memory
-            seen = split(project("key")(source)), split(project("value")(source))
+            key = split(project("key", self.qkv_bias and self.key_bias)(source))
+            seen = key, split(project("value")(source))
         if past is not None:
             past = seen = past.add(*seen)
         key, value = seen[:2]
@@ -296,6 +298,7 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
     activation: str = "gelu"
     qkv_bias: bool = True
+    key_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -306,7 +309,12 @@ class Block(nn.Module):
         past: Past | None = None,
     ) -> Float[Array, "B L D"] | tuple[Float[Array, "B L D"], Past]:
         attention = Attention(
-            self.heads, self.dropout, self.dtype, self.qkv_bias, name="attention"
+            self.heads,
+            self.dropout,
+            self.dtype,
+            self.qkv_bias,
+            self.key_bias,
+            name="attention",
         )
         mlp = Mlp(self.mlp, self.dtype, self.activation, name="mlp")
         norm1 = layer_norm(self.eps, self.dtype, "norm1")

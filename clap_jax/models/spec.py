@@ -10,6 +10,7 @@ from clap_jax import config as config_lib
 from clap_jax.audio.mel import Frontend
 from clap_jax.models import (
     bart,
+    beats,
     bert,
     caption_decoder,
     clip_text,
@@ -20,7 +21,9 @@ from clap_jax.models import (
     heads,
     htsat,
     pann,
+    whisper,
 )
+from clap_jax.models.temporal import Temporal
 from clap_jax.models.tower import complete
 
 AUDIO_TOWERS = {
@@ -28,6 +31,8 @@ AUDIO_TOWERS = {
     "pann": pann,
     "conv_transformer": conv_transformer,
     "convnet": convnet,
+    "whisper": whisper,
+    "beats": beats,
 }
 TEXT_TOWERS = {"bert": bert, "gpt2": gpt2, "clip_text": clip_text, "bart": bart}
 # What writes captions; GPT-2 is a text tower as well.
@@ -68,7 +73,9 @@ class Spec:
     captions. tokenizer_style: a name in `text.tokenize.STYLES`. logit_scale_init: the
     factor on the cosine at the start (not its logarithm). logit_bias_init: what is added
     to scores at the start, None for a model without bias. score: a name in
-    `dual.SCORES`. Errors: ValueError on unknown names.
+    `dual.SCORES`. temporal: how clips longer than the window are heard and compared,
+    segment by segment, see `models.long`; None: by one embedding.
+    Errors: ValueError on unknown names.
     """
 
     name: str
@@ -84,6 +91,7 @@ class Spec:
     score: str = "cosine"
     tokenizer_style: str = "plain"
     logit_bias_init: float | None = None
+    temporal: Temporal | None = None
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "text_length", "vocab_size"):
@@ -102,6 +110,11 @@ class Spec:
         ):
             if name not in known:
                 raise ValueError(config_lib.unknown(role, name, known))
+        if self.temporal and self.embed_dim % self.temporal.heads:
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not divisible by the "
+                f"{self.temporal.heads} heads of temporal"
+            )
 
     def to_json(self) -> str:
         """The spec as indented JSON text."""
@@ -145,7 +158,12 @@ def read_spec(path: Path) -> Spec:
         raise ValueError(f"{path} is not a model's spec: {error}") from error
 
 
-_PARTS = {"frontend": Frontend, "audio": TowerSpec, "text": TowerSpec}
+_PARTS = {
+    "frontend": Frontend,
+    "audio": TowerSpec,
+    "text": TowerSpec,
+    "temporal": Temporal,
+}
 
 
 def from_dict(
@@ -153,7 +171,8 @@ def from_dict(
 ) -> Any:
     """A `spec` from nested dicts, every unknown or missing key reported at once.
 
-    parts: fields that are tables themselves, and of what kind.
+    parts: fields that are tables themselves, and of what kind. One whose default is
+    None may be null, or left out.
     """
     errors: list[str] = []
 
@@ -173,6 +192,12 @@ def from_dict(
                 errors.append(f"a spec needs the key {prefix + name!r}")
 
     check(tree, spec, "")
+    optional = {f.name for f in dataclasses.fields(spec) if f.default is None}
+    parts = {
+        name: kind
+        for name, kind in parts.items()
+        if name not in optional or tree.get(name) is not None
+    }
     for name, kind in parts.items():
         if name in tree:
             check(tree[name], kind, f"{name}.")

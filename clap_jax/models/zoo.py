@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from clap_jax import config as config_lib
 from clap_jax.audio.mel import FRONTENDS, Frontend
-from clap_jax.models import drop, dual, heads, layers
+from clap_jax.models import drop, dual, heads, layers, long
 from clap_jax.models.spec import (
     AUDIO_TOWERS,
     TEXT_TOWERS,
@@ -40,6 +40,16 @@ PANN_SIZES = {
     "14": {},
     "10": {"widths": (64, 128, 256, 512, 1024), "pool_last": True},
     "6": {"widths": (64, 128, 256, 512), "convs": 1, "kernel": 5, "pool_last": True},
+}
+WHISPER_SIZES = {
+    name: {"width": width, "depth": depth, "heads": width // 64, "mlp": 4 * width}
+    for name, width, depth in (
+        ("tiny", 384, 4),
+        ("base", 512, 6),
+        ("small", 768, 12),
+        ("medium", 1024, 24),
+        ("large", 1280, 32),
+    )
 }
 
 # LAION's audio towers: name of the row, kind, options.
@@ -226,6 +236,7 @@ def build(
     patch_drop: float = 0.0,
     frequency_drop: float = 0.0,
     token_drop: float = 0.0,
+    segment_chunk: int = 4,
 ) -> dual.Dual:
     """The functions of a spec. Nothing is computed until they are called.
 
@@ -233,10 +244,12 @@ def build(
     heads and scores are float32 always. remat: what the backward pass computes again,
     see `layers.rematerialised`. patch_drop, frequency_drop, token_drop: shares that
     towers leave out when they run with `train`, of patches along time and along
-    frequency, and of tokens of text; see `drop` and each tower. Parameters do not
-    depend on them.
+    frequency, and of tokens of text; see `drop` and each tower. segment_chunk: of a
+    model with `temporal`, segments of each clip at a time. Parameters do not depend on
+    any of them.
     Errors: ValueError on an unknown dtype or remat, shares that are not in [0, 1) or
-    leave nothing, and a tower that cannot drop.
+    leave nothing, a tower that cannot drop, and tokens that would be missing from
+    sentences.
     """
     patches = {"patch_drop": patch_drop, "frequency_drop": frequency_drop}
     compute = {"dtype": dtype, "remat": remat}
@@ -251,15 +264,28 @@ def build(
         token_drop=token_drop,
         full_length=spec.text_length,
     )
-    return dual.make(
+    head = heads.tower(spec.head, spec.embed_dim)
+    common = {
+        "examples": (sound, (ids, mask)),
+        "logit_scale_init": spec.logit_scale_init,
+        "logit_bias_init": spec.logit_bias_init,
+        "score": spec.score,
+    }
+    if spec.temporal is None:
+        return dual.make(audio, text, head, head, **common)
+    if token_drop and spec.temporal.sentences:
+        raise ValueError(
+            f"token_drop is {token_drop:g}, expected 0: {spec.name} compares sentences"
+        )
+    return long.make(
         audio,
         text,
-        heads.tower(spec.head, spec.embed_dim),
-        heads.tower(spec.head, spec.embed_dim),
-        examples=(sound, (ids, mask)),
-        logit_scale_init=spec.logit_scale_init,
-        logit_bias_init=spec.logit_bias_init,
-        score=spec.score,
+        head,
+        head,
+        options=spec.temporal,
+        embed_dim=spec.embed_dim,
+        chunk=segment_chunk,
+        **common,
     )
 
 

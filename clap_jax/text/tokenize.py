@@ -107,6 +107,11 @@ class Tokenizer:
         """Ids of a text alone, without special tokens, at most L of them."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of a text stands in it, as characters; special ones, which
+        stand nowhere, have (0, 0)."""
+        return self._backend.encode(text).offsets
+
     def text(self, ids: Sequence[int]) -> str:
         """The text that these ids stand for, special tokens included."""
         return self._backend.decode(list(ids), skip_special_tokens=False)

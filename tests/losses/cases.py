@@ -104,11 +104,8 @@ def softmax_rows(scores, targets, smoothing, beta):
     return total, active, slopes
 
 
-def expected(case: Case, options: Options):
-    """Mean loss, and its gradients: ({scale, bias}, audio, text)."""
-    cosine = case.audio @ case.text.T
-    scores = case.scale * cosine + case.bias
-    targets = target(case, options.name)
+def dense(scores, targets, options: Options):
+    """Mean loss of all scores, and its slopes."""
     smoothing, beta = options.label_smoothing, options.hard_negatives
     if options.name == "softmax":
         rows = softmax_rows(scores, targets, smoothing, beta)
@@ -122,10 +119,17 @@ def expected(case: Case, options: Options):
         terms = y * np.logaddexp(0, -scores) + (1 - y) * np.logaddexp(0, scores)
         total, count = (importance * terms).sum(), len(scores)
         slopes = importance * (1 / (1 + np.exp(-scores)) - y)
-    slopes = slopes / count
+    return total / count, slopes / count
+
+
+def expected(case: Case, options: Options):
+    """Mean loss, and its gradients: ({scale, bias}, audio, text)."""
+    cosine = case.audio @ case.text.T
+    scores = case.scale * cosine + case.bias
+    value, slopes = dense(scores, target(case, options.name), options)
     params = {"scale": (slopes * cosine).sum(), "bias": slopes.sum()}
     audio, text = case.scale * slopes @ case.text, case.scale * slopes.T @ case.audio
-    return total / count, (params, audio, text)
+    return value, (params, audio, text)
 
 
 def score(params, audio, text):
