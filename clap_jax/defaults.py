@@ -82,6 +82,9 @@ def default() -> ConfigDict:
     # caption: a captioner writes captions of clips. `model` of the last two is a row of
     # `clap_jax.models.captioner.SPECS`.
     config.task.name = "contrastive"
+    # Of `contrastive`: weight of the loss of a decoder that learns to write the captions
+    # from what the audio tower hears; 0: none. Its size: model_overrides.caption.
+    config.task.caption_weight = 0.0
     # Heads of `classify`: name -> {"sources": names of the data.sources whose labels it
     # learns, "loss": ce (one label each) | bce (any number) | auto (as the clips have
     # them), "labels": its classes in order (default: those that occur, sorted),

@@ -28,7 +28,7 @@ START = "start"
 PREFIXES = ("module.", "_orig_mod.", "model.")
 
 # Parts of our models that a layout has no place for.
-LEFT_OUT = {"hf": "params/audio/tag/", "blat": "params/audio/tag/"}
+LEFT_OUT = {"hf": ("params/audio/tag/",), "blat": ("params/audio/tag/",)}
 
 
 def strip(tensors: Mapping[str, np.ndarray]) -> tuple[str, dict[str, np.ndarray]]:

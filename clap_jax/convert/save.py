@@ -24,6 +24,9 @@ from clap_jax.convert.starts import TowerStart
 from clap_jax.models.captioner import CaptionerSpec
 from clap_jax.models.classifier import ClassifierSpec
 
+# What no other system's models have: a decoder that helped in training.
+_AUXILIARY = ("params/caption/", "state/caption/")
+
 TARGETS = ("clap_jax", "hf", "laion", "msclap", "blat")
 
 # How the PyTorch file of each project begins.
@@ -170,11 +173,11 @@ def _source_tensors(
     """How to make every tensor of a layout, and which are other names of which."""
     origin = converted.origin
     table, extras = layouts.LAYOUTS[name].table(converted.spec)
-    left_out = layouts.LEFT_OUT.get(name)
+    left_out = layouts.LEFT_OUT.get(name, ())
     flat = {
         path: leaf
         for path, leaf in sharding.flatten(converted.variables).items()
-        if not (left_out and path.startswith(left_out))
+        if not path.startswith((*_AUXILIARY, *left_out))
     }
     steps = rules.steps_back(table, flat)
     tied = {

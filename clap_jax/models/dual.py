@@ -29,6 +29,10 @@ class Dual(NamedTuple):
     score: `(params, za [A, E], zt [T, E]) -> float32 [A, T]`, the scaled score. Of the
         parameters it reads those that `score_params` gives.
     constrain: `(params) -> params`, to apply after every optimizer step.
+    caption_logits: of a model that learns to write captions beside (`auxiliary`),
+        `(variables, aux, ids [B, L], mask [B, L], *, train=False, key=None) -> float32
+        [B, L - 1, C]`, at i those of `ids[:, i + 1]` after the tokens before it, from
+        the aux of `encode_audio`; else None.
 
     aux has the tower's intermediates, "embedding" (what the tower gave) and
     "projection" (what the head made of it, before L2). Errors: ValueError when `train`
@@ -40,6 +44,7 @@ class Dual(NamedTuple):
     encode_text: Callable[..., Any]
     score: Callable[..., jax.Array]
     constrain: Callable[..., dict[str, Any]]
+    caption_logits: Callable[..., jax.Array] | None = None
 
 
 def l2_normalise(x: Float[Array, "B E"]) -> Float[Array, "B E"]:

@@ -29,18 +29,6 @@ class Heard(NamedTuple):
     tags: Float[Array, "B C"] | None = None
 
 
-def over_time(aux: Mapping[str, Any]) -> recurrent.Sequence:
-    """An audio tower's embeddings over time, and how many of them are of each clip.
-
-    PANN's "time", as the reference has it, of other towers "fine_grained".
-    """
-    x = aux["time"] if "time" in aux else aux["fine_grained"]
-    frames = aux.get("steps")
-    if frames is None:
-        frames = jnp.full(len(x), x.shape[1])
-    return recurrent.Sequence(x.astype(jnp.float32), frames.astype(jnp.int32))
-
-
 def build(
     spec: CaptionerSpec, *, dtype: str = "float32", remat: str = "none", **drop: float
 ) -> Captioner:
@@ -58,7 +46,7 @@ def build(
         example = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), example)
         heard = audio.init(keys[0], example)
         sequence = jax.eval_shape(
-            lambda v: over_time(audio.apply(v, example)[0][1]), heard
+            lambda v: recurrent.over_time(audio.apply(v, example)[0][1]), heard
         )
         sequence = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), sequence)
         one = jnp.ones(1, jnp.int32)
@@ -102,7 +90,7 @@ def build(
             train=train and not frozen,
             key=keys[0],
         )
-        sequence = over_time(aux)
+        sequence = recurrent.over_time(aux)
         (memory, _), _ = mapper.apply(
             part(variables, "mapper"), sequence, train=train, key=keys[1]
         )

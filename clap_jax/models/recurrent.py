@@ -22,6 +22,18 @@ class Sequence(NamedTuple):
     frames: Int[Array, " B"]
 
 
+def over_time(aux: Mapping[str, Any]) -> Sequence:
+    """An audio tower's embeddings over time, and how many of them are of each clip.
+
+    PANN's "time", as the reference has it, of other towers "fine_grained".
+    """
+    x = aux["time"] if "time" in aux else aux["fine_grained"]
+    frames = aux.get("steps")
+    if frames is None:
+        frames = jnp.full(len(x), x.shape[1])
+    return Sequence(x.astype(jnp.float32), frames.astype(jnp.int32))
+
+
 class _Gru(nn.Module):
     """One direction of one layer; its state starts with zeros at the first true step."""
 

@@ -74,8 +74,9 @@ class Spec:
     factor on the cosine at the start (not its logarithm). logit_bias_init: what is added
     to scores at the start, None for a model without bias. score: a name in
     `dual.SCORES`. temporal: how clips longer than the window are heard and compared,
-    segment by segment, see `models.long`; None: by one embedding.
-    Errors: ValueError on unknown names.
+    segment by segment, see `models.long`; None: by one embedding. caption: a
+    `caption_decoder` that learns beside the contrast, see `models.auxiliary`, or None.
+    Errors: ValueError on unknown names, and on a caption with a guide or temporal.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Spec:
     tokenizer_style: str = "plain"
     logit_bias_init: float | None = None
     temporal: Temporal | None = None
+    caption: TowerSpec | None = None
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "text_length", "vocab_size"):
@@ -110,11 +112,31 @@ class Spec:
         ):
             if name not in known:
                 raise ValueError(config_lib.unknown(role, name, known))
+        if self.caption:
+            self._check_caption()
         if self.temporal and self.embed_dim % self.temporal.heads:
             raise ValueError(
                 f"embed_dim {self.embed_dim} is not divisible by the "
                 f"{self.temporal.heads} heads of temporal"
             )
+
+    def _check_caption(self) -> None:
+        kind, options = self.caption.kind, self.caption.options
+        if kind != "caption_decoder":
+            known = ("caption_decoder",)
+            raise ValueError(config_lib.unknown("decoder of captions", kind, known))
+        if options["guide"] != "none":
+            raise ValueError(
+                f"caption.guide is {options['guide']!r}, expected 'none': no tags "
+                "guide what a pair of towers writes"
+            )
+        if options["position_table"] < self.text_length:
+            raise ValueError(
+                f"caption.position_table is {options['position_table']}, but texts of "
+                f"{self.name} have {self.text_length} tokens"
+            )
+        if self.temporal:
+            raise ValueError(f"{self.name} hears segments, and can write no captions")
 
     def to_json(self) -> str:
         """The spec as indented JSON text."""
@@ -163,6 +185,7 @@ _PARTS = {
     "audio": TowerSpec,
     "text": TowerSpec,
     "temporal": Temporal,
+    "caption": TowerSpec,
 }
 
 

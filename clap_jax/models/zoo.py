@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from clap_jax import config as config_lib
 from clap_jax.audio.mel import FRONTENDS, Frontend
-from clap_jax.models import drop, dual, heads, layers, long
+from clap_jax.models import auxiliary, drop, dual, heads, layers, long
 from clap_jax.models.spec import (
     AUDIO_TOWERS,
     TEXT_TOWERS,
@@ -272,7 +272,11 @@ def build(
         "score": spec.score,
     }
     if spec.temporal is None:
-        return dual.make(audio, text, head, head, **common)
+        pair = dual.make(audio, text, head, head, **common)
+        if spec.caption is None:
+            return pair
+        options, words = spec.caption.options, spec.vocab_size
+        return auxiliary.add(pair, audio, sound, options, words, dtype=dtype)
     if token_drop and spec.temporal.sentences:
         raise ValueError(
             f"token_drop is {token_drop:g}, expected 0: {spec.name} compares sentences"

@@ -207,6 +207,7 @@ def build(config: ConfigDict, workdir: Path, *, training: bool = True) -> Experi
         spec = _with_words(config, spec, tokenizer.vocab_size, style)
     spec, targets = _with_targets(config, spec, clips, asked, tokenizer, training)
     spec = specs.for_loss(spec, loss)
+    spec = specs.for_captions(spec, config.task.caption_weight)
     _where_mels_are_made(config, spec)
     specs.check_kept(spec, workdir)
     dual, undropped = duals(config, spec)

@@ -4,7 +4,7 @@ Layers near the sound, or the words, have learnt what is of use anywhere; in a f
 they may change least (Clark et al. 2020, ELECTRA, arXiv 2003.10555; Bao et al. 2021,
 BEiT, arXiv 2106.08254). With L blocks, what comes before the first has depth 0, block i
 depth i, and what follows the last L + 1; the rate of depth d is multiplied by
-decay^(L + 1 - d). Projections, mappers, heads and scales have the whole rate.
+decay^(L + 1 - d). Projections, mappers, heads, an auxiliary decoder and scales have the whole rate.
 """
 
 import re

@@ -113,6 +113,7 @@ def experiment(config: ConfigDict, topology: Topology) -> Experiment:
     elif config.task.name == "caption":
         targets = captions.rows(config, spec, 0, None, None)
     spec = specs.for_loss(spec, loss)
+    spec = specs.for_captions(spec, config.task.caption_weight)
     dual, undropped = experiment_lib.duals(config, spec)
     return Experiment(
         config=config,

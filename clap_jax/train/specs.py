@@ -13,6 +13,7 @@ from clap_jax.losses import contrastive
 from clap_jax.models import captioner, zoo
 from clap_jax.models.captioner import CaptionerSpec
 from clap_jax.models.classifier import ClassifierSpec
+from clap_jax.models.spec import TowerSpec
 from clap_jax.train import starts as starts_lib
 from clap_jax.train import tasks
 
@@ -89,6 +90,21 @@ def for_loss(spec: tasks.Spec, loss: contrastive.Options) -> tasks.Spec:
         return spec
     logging.info("sigmoid loss: a learned bias is added, at first %g", SIGMOID_BIAS)
     return dataclasses.replace(spec, logit_bias_init=SIGMOID_BIAS)
+
+
+def for_captions(spec: tasks.Spec, weight: float) -> tasks.Spec:
+    """`spec`, with a decoder of captions where their loss has a weight, and without one
+    where it has none. Raises ConfigError for a negative weight."""
+    if weight < 0:
+        raise config_lib.ConfigError(f"task.caption_weight is {weight}, expected >= 0")
+    if not isinstance(spec, zoo.Spec):
+        return spec
+    if not weight:
+        return dataclasses.replace(spec, caption=None)
+    if spec.caption is not None:
+        return spec
+    options = {"position_table": max(spec.text_length, 100)}
+    return dataclasses.replace(spec, caption=TowerSpec("caption_decoder", options))
 
 
 def check_kept(spec: tasks.Spec, workdir: Path) -> None:

@@ -39,6 +39,7 @@ def zero_totals(params: Any) -> dict[str, Mean]:
     names += ["logit_bias"] if "logit_bias" in params else []
     names += head_metrics(params.get("heads", ()))
     names += ["token_accuracy"] if "decoder" in params else []
+    names += ["contrastive_loss", "caption_loss"] if "caption" in params else []
     return {name: Mean(jnp.float32(0), jnp.float32(0)) for name in names}
 
 

@@ -126,8 +126,19 @@ def contrast(
     mesh: Mesh,
     augment: augment_lib.Augment,
 ) -> Task:
-    """Clips and captions find each other; the loss is that of the whole batch."""
+    """Clips and captions find each other; the loss is that of the whole batch.
+
+    Where the model has a decoder of captions, their mean cross entropy over the tokens
+    of the batch, times `task.caption_weight`, is added. Raises ConfigError for mixup
+    beside it: there is no caption of two clips.
+    """
     options, _ = choose_loss(config, spec, mesh)
+    weight = config.task.caption_weight
+    if weight and augment.mixup_alpha:
+        raise config_lib.ConfigError(
+            f"augment.mixup_alpha is {augment.mixup_alpha}, expected 0 with "
+            "task.caption_weight: a caption is about one clip"
+        )
 
     def rows(batch: Batch) -> Batch:
         found = {name: batch[name] for name in batch if name not in ("group", "bad")}
@@ -136,12 +147,17 @@ def contrast(
             found["label"] = jnp.arange(len(batch["group"]), dtype=jnp.int32)
         return found
 
-    def loss(params: Any, embeddings: Any, labels: contrastive.Labels):
+    def loss(params: Any, encoded: Any, labels: contrastive.Labels):
         scale = dual_lib.score_params(params)
-        total, count = losses.pair_loss(
-            dual.score, scale, *embeddings, labels, options, mesh
-        )
-        return total / count, {"loss": Mean(total, count)}
+        pair, *written = encoded
+        total, count = losses.pair_loss(dual.score, scale, *pair, labels, options, mesh)
+        if not written:
+            return total / count, {"loss": Mean(total, count)}
+        words = Mean(*(x.sum() for x in written[0]))
+        value = total / count + weight * words.sum / words.count
+        one = jnp.float32(1)
+        found = {"contrastive_loss": Mean(total, count), "caption_loss": words}
+        return value, found | {"loss": Mean(value, one)}
 
     return Task(rows, make_encode(dual, spec.frontend, augment, mesh), loss)
 
@@ -160,17 +176,18 @@ def choose_loss(
 def make_encode(
     dual: Dual, frontend: Frontend, augment: augment_lib.Augment, mesh: Mesh
 ) -> accumulate.Encode:
-    """The towers on a batch, as `accumulate` takes it: `((za, zt), (labels, state))`.
+    """The towers on a batch, as `accumulate` takes it: `(encoded, (labels, state))`.
 
-    From waves to embeddings, augmentation included. The batch has a "label" for each
-    row: clips and texts of the same label belong together.
+    From waves to embeddings, augmentation included; `encoded` is ((za, zt),), and with a
+    decoder of captions (.., (sum, count)) of each caption's token losses, [B] each. The
+    batch has a "label" for each row: clips and texts of the same label belong together.
     """
 
     def encode(params: Any, model_state: Any, batch: Batch, key: jax.Array):
         augment_key, audio_key, text_key = jax.random.split(key, 3)
         heard, mix = augmented(augment_key, sound(batch, frontend, mesh), augment)
         variables = {"params": params, "state": model_state}
-        (za, _), audio_state = dual.encode_audio(
+        (za, aux), audio_state = dual.encode_audio(
             variables, heard, train=True, key=audio_key
         )
         (zt, _), text_state = dual.encode_text(
@@ -180,8 +197,21 @@ def make_encode(
         labels = contrastive.Labels(label, label)
         if mix is not None:
             labels = labels._replace(partner=label[mix.partner], share=mix.lam)
-        new_state = {"audio": audio_state["audio"], "text": text_state["text"]}
-        return (za, zt), (labels, new_state)
+        new_state = {**text_state, "audio": audio_state["audio"]}
+        encoded = ((za, zt),)
+        if dual.caption_logits is not None:
+            ids, said = batch["ids"], batch["mask"][:, 1:]
+            logits = dual.caption_logits(
+                variables,
+                aux,
+                ids,
+                batch["mask"],
+                train=True,
+                key=jax.random.fold_in(text_key, 1),
+            )
+            each = jnp.where(said, tokens.token_losses(logits, ids[:, 1:]), 0)
+            encoded = (*encoded, (each.sum(1), said.sum(1, dtype=jnp.float32)))
+        return encoded, (labels, new_state)
 
     return encode
 

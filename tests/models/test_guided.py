@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clap_jax.audio.mel import FRONTENDS
-from clap_jax.models import captioner, decode, guided
+from clap_jax.models import captioner, decode, guided, recurrent
 from clap_jax.models.captioner import CaptionerSpec
 from clap_jax.models.spec import TowerSpec
 from clap_jax.models.tower import Sound
@@ -258,9 +258,9 @@ def test_too_long_captions(small):
 
 def test_over_time():
     aux = {"time": jnp.ones((2, 5, 3)), "fine_grained": jnp.zeros((2, 4, 3))}
-    found = guided.over_time(aux)
+    found = recurrent.over_time(aux)
     assert found.x.shape == (2, 5, 3) and found.frames.tolist() == [5, 5]
-    found = guided.over_time(aux | {"steps": jnp.array([2, 5])})
+    found = recurrent.over_time(aux | {"steps": jnp.array([2, 5])})
     assert found.frames.tolist() == [2, 5]
     del aux["time"]
-    assert guided.over_time(aux).x.shape == (2, 4, 3)
+    assert recurrent.over_time(aux).x.shape == (2, 4, 3)

@@ -125,7 +125,7 @@ def reference(spec, variables, batch, parts, devices):
                 rows | {"label": rows["group"]},
                 jax.random.fold_in(KEY, part),
             )
-            both.append(embeddings)
+            both.append(embeddings[0])
             labels.append(of_rows)
             states.append(state)
         # Whatever their order: a loss over all pairs does not see it.
