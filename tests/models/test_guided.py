@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clap_jax.audio.mel import FRONTENDS
-from clap_jax.models import captioner, decode, guided, recurrent
+from clap_jax.models import captioner, decode, recurrent
 from clap_jax.models.captioner import CaptionerSpec
 from clap_jax.models.spec import TowerSpec
 from clap_jax.models.tower import Sound
