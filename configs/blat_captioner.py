@@ -26,7 +26,8 @@ learns.
 
 `small` trains in minutes on two CPU cores from procedural scenes
 (clap_jax/pipeline/synthetic.py), 0.9 M parameters, everything from scratch, no download;
-or from a table. `part=1/2` keeps to the first half of the clips.
+or from a table. `part=1/2` leaves the other half for the captioner to hear later
+(launch/circle.sh).
 """
 
 from clap_jax import config as config_lib
@@ -37,7 +38,7 @@ SCENES = {"kind": "synthetic", "split": "test", "examples": 250}
 
 def get_config(argument=None):
     """`:TABLE[,audio=FILE][,tags=FILE][,guide=event|keyword|none][,test=VALUE]`, or
-    `:[TABLE,]small[,guide=...][,part=K/N][,steps=N]`, and `:smoke`."""
+    `:[TABLE,]small[,guide=...][,steps=N]`, both with `[,part=K/N]`, and `:smoke`."""
     options = config_lib.parse_argument(
         argument,
         path="",
@@ -45,8 +46,8 @@ def get_config(argument=None):
         tags="source",
         guide="event",
         test="",
+        part="",
         small=False,
-        part="1/1",
         steps=1500,
         smoke=False,
     )
@@ -90,7 +91,7 @@ def full(config, options, decoder):
             "configs/blat_captioner.py needs a table with captions: "
             "--config=configs/blat_captioner.py:audiocaps.csv (or :small)"
         )
-    source = sources.section(options.path)
+    source = {**sources.section(options.path), "part": options.part}
     if options.test:
         table = splits.inspect(options.path)
         train, test = splits.held_out(table, options.test, "")
@@ -102,7 +103,7 @@ def full(config, options, decoder):
 
 
 def small(config, options, decoder):
-    """A small one on scenes that the package makes itself."""
+    """A small one, on scenes that the package makes itself unless there is a table."""
     config.model = "small_captioner"
     config.model_overrides = {
         "frontend": "small_16k",
@@ -117,14 +118,14 @@ def small(config, options, decoder):
     source = {"kind": "synthetic", "split": "train", "examples": 16_000}
     if options.path:
         source = sources.section(options.path)
-    else:
-        examine(config, options, SCENES, 500)
     config.data.sources = ({**source, "part": options.part},)
     config.data.vocab_size = 400
     config.data.mel = "host"
     config.data.cache_gib = 1.0
     config.data.text_buckets = ()  # one program
     config.checkpoint.every_steps = 250
+    if not options.path:
+        examine(config, options, SCENES, 500)
 
 
 def examine(config, options, source, every_steps):

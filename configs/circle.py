@@ -19,15 +19,15 @@ from clap_jax.pipeline import sources
 
 
 def get_config(argument=None):
-    """`:[PATH,]part=K/N[,test_part=K/N][,generated=FILE][,steps=N][,smoke]`.
+    """`:[PATH,][part=K/N][,test_part=K/N][,generated=FILE][,steps=N][,smoke]`.
 
     generated: captions to learn from; clips that have none there are left out.
     """
     options = config_lib.parse_argument(
         argument,
         path="",
-        part="1/1",
-        test_part="1/1",
+        part="",
+        test_part="",
         generated="",
         steps=1300,
         smoke=False,
