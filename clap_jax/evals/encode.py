@@ -28,7 +28,7 @@ from clap_jax.evals import hear
 from clap_jax.evals import write as write_lib
 from clap_jax.evals.hear import Heard
 from clap_jax.models import spec as spec_lib
-from clap_jax.models import zoo
+from clap_jax.models import temporal, zoo
 from clap_jax.models.captioner import Captioner, CaptionerSpec
 from clap_jax.models.classifier import Classifier, ClassifierSpec
 from clap_jax.models.dual import Dual
@@ -410,9 +410,9 @@ def _encode_audio(
     batch: dict[str, jax.Array],
 ) -> jax.Array:
     (za, aux), _ = dual.encode_audio(variables, hear.sound(batch, spec.frontend, mesh))
-    return za if output == "vector" else aux[output].astype(jnp.float32)
+    return temporal.whole(za) if output == "vector" else aux[output].astype(jnp.float32)
 
 
 def _encode_text(dual: Dual, variables: Any, ids: jax.Array, mask: jax.Array):
     (zt, _), _ = dual.encode_text(variables, ids, mask)
-    return zt
+    return temporal.whole(zt)
