@@ -41,7 +41,7 @@ from jax import export as jax_export
 from clap_jax import checkpoint, sharding
 from clap_jax import config as config_lib
 from clap_jax.evals import hear
-from clap_jax.models import zoo
+from clap_jax.models import temporal, zoo
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -138,13 +138,13 @@ def programs(spec: zoo.Spec, batch_size: int) -> dict[str, Program]:
     def audio(weights: Mapping[str, jax.Array], *heard: jax.Array) -> jax.Array:
         batch = dict(zip(sounds, heard, strict=True))
         (za, _), _ = dual.encode_audio(_tree(weights), hear.sound(batch, frontend))
-        return za
+        return temporal.whole(za)
 
     def text(
         weights: Mapping[str, jax.Array], ids: jax.Array, mask: jax.Array
     ) -> jax.Array:
         (zt, _), _ = dual.encode_text(_tree(weights), ids, mask)
-        return zt
+        return temporal.whole(zt)
 
     mel = (frontend.clip_frames, frontend.mels)
     if frontend.views > 1:

@@ -15,7 +15,7 @@ import numpy as np
 from clap_jax.audio import frontend as frontend_lib
 from clap_jax.audio import views
 from clap_jax.audio.mel import Frontend
-from clap_jax.models import captioner, classifier, zoo
+from clap_jax.models import captioner, classifier, temporal, zoo
 from clap_jax.models.captioner import CaptionerSpec
 from clap_jax.models.classifier import ClassifierSpec
 from clap_jax.models.dual import l2_normalise
@@ -142,7 +142,7 @@ def audio_embeddings(
         dual = zoo.build(spec)
 
         def encode(part: Any, x: Sound) -> Any:
-            return dual.encode_audio(part, x)[0][0]
+            return temporal.whole(dual.encode_audio(part, x)[0][0])
 
     return _in_parts(encode, _side(variables, "audio", release), heard)
 
@@ -157,7 +157,7 @@ def text_embeddings(
     dual = zoo.build(spec)
 
     def encode(part: Any, x: tuple[Any, Any]) -> Any:
-        return dual.encode_text(part, *x)[0][0]
+        return temporal.whole(dual.encode_text(part, *x)[0][0])
 
     side = _side(variables, "text", release)
     return _in_parts(encode, side, tokens(spec, tokenizer))

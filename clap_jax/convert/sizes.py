@@ -162,6 +162,42 @@ def pann_name(options: Mapping[str, Any]) -> str:
     return f"pann_{options['widths'][-1]}"
 
 
+def whisper(shapes: Shapes, prefix: str) -> dict[str, Any]:
+    """Options of models.whisper, by Hugging Face's names."""
+    width = _width(shapes, f"{prefix}embed_positions.weight", f"{prefix}conv1.bias")
+    return {
+        "width": width,
+        "depth": depth(shapes, rf"{re.escape(prefix)}layers\.(\d+)\."),
+        "heads": _heads(width),
+        "mlp": vote([size(shapes, f"{prefix}layers.0.fc1.bias", 0)], 4 * width),
+        "position_table": vote([rows(shapes, f"{prefix}embed_positions.weight")], 1500),
+    }
+
+
+def beats(shapes: Shapes, prefix: str) -> dict[str, Any]:
+    """Options of models.beats, by Microsoft's names.
+
+    DeepNorm, and how far the table of distances reaches, show in no tensor: they are
+    those of iteration 3.
+    """
+    encoder, convolution = f"{prefix}encoder.", f"{prefix}encoder.pos_conv.0."
+    layer = f"{encoder}layers.0."
+    distances = f"{layer}self_attn.relative_attention_bias.weight"
+    width = _width(shapes, f"{encoder}layer_norm.weight", f"{convolution}bias")
+    inner = size(shapes, f"{convolution}weight_v", 1) or 0
+    return {
+        "patch": vote([size(shapes, f"{prefix}patch_embedding.weight", 3)], 16),
+        "patch_width": vote([size(shapes, f"{prefix}patch_embedding.weight", 0)], 512),
+        "width": width,
+        "depth": depth(shapes, rf"{re.escape(encoder)}layers\.(\d+)\."),
+        "heads": vote([size(shapes, distances, 1)], _heads(width)),
+        "mlp": vote([size(shapes, f"{layer}fc1.bias", 0)], 4 * width),
+        "taps": vote([size(shapes, f"{convolution}weight_v", 2)], 128),
+        "groups": width // inner if inner else 16,
+        "buckets": vote([rows(shapes, distances)], 320),
+    }
+
+
 def bert(shapes: Shapes, prefix: str) -> tuple[dict[str, Any], int]:
     """Options of models.bert and the size of the vocabulary, by Hugging Face's names.
 
@@ -281,10 +317,10 @@ def text_length(usual: int, text: zoo.TowerSpec) -> int:
     return max(min(usual, text.options["position_table"] - taken), 1)
 
 
-def heads_note(options: Mapping[str, Any]) -> str:
-    """What to tell of a text tower whose heads no tensor shows."""
+def heads_note(options: Mapping[str, Any], side: str = "text") -> str:
+    """What to tell of a tower whose heads no tensor shows."""
     return (
-        f"text tower: {options['heads']} attention heads, by the usual width of "
+        f"{side} tower: {options['heads']} attention heads, by the usual width of "
         f"{HEAD_WIDTH} each"
     )
 

@@ -1,8 +1,9 @@
 """Weights to start from: one tower alone, as published for other purposes.
 
 Text: Hugging Face's RoBERTa, BERT, GPT-2, CLIP and BART, with or without their heads.
-Audio: HTSAT of AudioSet (a Lightning .ckpt), PANNs' .pth, and the audio tower of a
-LAION-CLAP model by itself. What is written is a folder with `tower.json` and
+Audio: HTSAT of AudioSet (a Lightning .ckpt), PANNs' .pth, the audio tower of a
+LAION-CLAP model by itself, Whisper's encoder (with or without its decoder) and BEATs.
+What is written is a folder with `tower.json` and
 `model.safetensors`, whose paths are those of a whole model.
 """
 
@@ -20,6 +21,7 @@ from clap_jax.audio.mel import FRONTENDS, VIEWS
 from clap_jax.convert import (
     banks,
     bart,
+    beats,
     bert,
     clip_text,
     gpt2,
@@ -28,6 +30,7 @@ from clap_jax.convert import (
     pann,
     sizes,
     trees,
+    whisper,
 )
 from clap_jax.convert.rules import Extra, Rule
 from clap_jax.convert.sizes import Shapes
@@ -45,6 +48,8 @@ _MARKS = {
     "gpt2": "wte.weight",
     "clip_text": "embeddings.token_embedding.weight",
     "bart": "shared.weight",
+    "whisper": "conv1.weight",
+    "beats": "patch_embedding.weight",
 }
 # Prefixes under which a tower stands alone.
 _PREFIXES = {
@@ -54,8 +59,12 @@ _PREFIXES = {
     "gpt2": ("", "transformer."),
     "clip_text": ("", "text_model."),
     "bart": ("", "model."),
+    "whisper": ("", "encoder.", "model.encoder."),
+    "beats": ("", "beats."),
 }
-_AUDIO_TABLES = {"htsat": htsat, "pann": pann}
+_AUDIO_TABLES = {"htsat": htsat, "pann": pann, "whisper": whisper, "beats": beats}
+# Of these the mel bank may lie in the file.
+_WITH_BANKS = ("htsat", "pann")
 _TEXT_TABLES = {"bert": bert, "gpt2": gpt2, "bart": bart}
 
 # Heads and other towers of the files that text towers come in.
@@ -122,8 +131,12 @@ def spec(
     kind, prefix = find(shapes) or ("", "")
     if kind in _AUDIO_TABLES:
         options = getattr(sizes, kind)(shapes, prefix)
-        front = FRONTENDS["laion_unfused"]
-        _, notes = banks.frontend_of(front, *banks.stored(tensors, prefix))
+        notes = []
+        if kind in _WITH_BANKS:
+            front = FRONTENDS["laion_unfused"]
+            _, notes = banks.frontend_of(front, *banks.stored(tensors, prefix))
+        elif kind == "whisper":
+            notes = [sizes.heads_note(options, "audio")]
         tower = zoo.TowerSpec(kind, options)
         return TowerStart("audio", kind, tower.options), notes
     if kind == "clip_text":
@@ -163,7 +176,10 @@ def table(start: TowerStart, prefix: str) -> tuple[list[Rule], list[Extra]]:
     """Rules, and what the tower does not use; `prefix` as `find` gives it."""
     if start.side == "audio":
         tower = _AUDIO_TABLES[start.kind]
-        extras = tower.extras(prefix)
+        if start.kind == "beats":
+            extras = beats.extras(start.options, prefix)
+        else:
+            extras = tower.extras(prefix)
         if prefix == laion_clap.AUDIO:
             extras.append(Extra(_LAION_OTHERS, "not the audio tower"))
         return tower.rules(start.options, prefix), extras
@@ -188,7 +204,8 @@ def fill(
     """
     shapes = {key: np.shape(array) for key, array in tensors.items()}
     kind, prefix = find(shapes) or (start.kind, "")
-    mels = sizes.vote([sizes.size(shapes, f"{prefix}bn0.weight", 0)], 64)
+    bands = ("bn0.weight", 0), ("conv1.weight", 1)
+    mels = sizes.vote((sizes.size(shapes, prefix + key, i) for key, i in bands), 64)
     target, notes = _target(start, mels), []
     pooler = f"{prefix}pooler.dense.weight"
     if kind == "bert" and pooler not in shapes:
@@ -202,8 +219,10 @@ def fill(
 def _target(start: TowerStart, mels: int) -> dict[str, Any]:
     if start.side == "audio":
         tower = zoo.AUDIO_TOWERS[start.kind].tower(start.options)
-        views = (VIEWS,) if start.options["fusion"] != "none" else ()
-        frames = 1001
+        views = (VIEWS,) if start.options.get("fusion", "none") != "none" else ()
+        frames = {"whisper": 2, "beats": start.options.get("patch", 0)}.get(
+            start.kind, 1001
+        )
         if start.kind == "htsat":
             frames = start.options["image"] ** 2 // mels
         example = Sound(

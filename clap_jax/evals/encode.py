@@ -26,7 +26,7 @@ from clap_jax.evals import hear
 from clap_jax.evals import write as write_lib
 from clap_jax.evals.batches import Batches
 from clap_jax.evals.hear import Heard
-from clap_jax.models import captioner, decode, zoo
+from clap_jax.models import captioner, decode, temporal, zoo
 from clap_jax.models import spec as spec_lib
 from clap_jax.models.captioner import Captioner, CaptionerSpec
 from clap_jax.models.classifier import Classifier, ClassifierSpec
@@ -371,9 +371,9 @@ def _hear(
         rows = len(jax.tree.leaves(sound)[0])
         told["tags"] = captioner.no_tags(spec, rows)
     (za, aux), _ = dual.encode_audio(variables, sound, **told)
-    return za if output == "vector" else aux[output].astype(jnp.float32)
+    return temporal.whole(za) if output == "vector" else aux[output].astype(jnp.float32)
 
 
 def _encode_text(dual: Dual, variables: Any, ids: jax.Array, mask: jax.Array):
     (zt, _), _ = dual.encode_text(variables, ids, mask)
-    return zt
+    return temporal.whole(zt)

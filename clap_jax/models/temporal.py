@@ -83,6 +83,11 @@ class Temporal:
     temperature_init: float | int = 10.0
     mix_init: float | int = 1.0
 
+    def segments(self, window_seconds: float | int) -> int:
+        """S of a clip of `longest_seconds`."""
+        more = max(self.longest_seconds - window_seconds, 0)
+        return 1 + math.ceil(round(more / self.hop_seconds, 6))
+
     def __post_init__(self) -> None:
         for name, least in (("heads", 1), ("sentences", 0)):
             value = getattr(self, name)
@@ -131,16 +136,24 @@ def numbers_per_pair(options: Temporal, segments: int) -> int:
     return segments * max(options.sentences, 1) * options.heads
 
 
+def whole(z: Any) -> Any:
+    """The one embedding [B, E] of each clip or text, also of a plain model."""
+    return z.whole if isinstance(z, Song | Story) else z
+
+
 def score(
     options: Temporal, plain: Callable[..., jax.Array] = cosine_score
 ) -> Callable[..., jax.Array]:
     """`score(params, song, story) -> float32 [A, T]`, as `Dual.score`.
 
     plain: the score of embeddings, `(params, za, zt)`; it is linear in za but for a
-    bias. Of the parameters it reads what `plain` does, and "temporal".
+    bias. Of the parameters it reads what `plain` does, and "temporal". Of whole
+    embeddings alone, [A, E] and [T, E], it is the plain score.
     """
 
-    def fused(params: Mapping[str, Any], song: Song, story: Story) -> jax.Array:
+    def fused(params: Mapping[str, Any], song: Any, story: Any) -> jax.Array:
+        if not (isinstance(song, Song) and isinstance(story, Story)):
+            return plain(params, whole(song), whole(story))
         weights = attend(options, params["temporal"], song, story)
         even = _even(song.heard)[:, None, None]
         found = jnp.einsum(

@@ -18,6 +18,7 @@ from clap_jax.models.spec import (
     from_dict,
     read_spec,
 )
+from clap_jax.models.temporal import Temporal
 from clap_jax.models.tower import Sound, Tower
 
 __all__ = ["SPECS", "Spec", "TowerSpec", "build", "get_spec", "read_spec"]
@@ -127,6 +128,33 @@ BLAT = Spec(
     logit_scale_init=1 / 0.07,
 )
 
+# CoLLAP's text towers: kind, options, tokenizer, vocabulary, tokens.
+_COLLAP_TEXT = {
+    "roberta": ("bert", {"pool": "first"}, "FacebookAI/roberta-base", 50265, 512),
+    "gpt2": ("gpt2", {}, "openai-community/gpt2", 50257, 1024),
+}
+
+
+def _collap(text: str) -> Spec:
+    """Five minutes in segments of 10 s, 250 words in sentences. The paper (arXiv
+    2410.02271) joins BEATs with Whisper and gives no formulas that could be read; this
+    has BEATs alone, and `models.temporal`."""
+    kind, options, tokenizer, vocab_size, text_length = _COLLAP_TEXT[text]
+    return Spec(
+        name=f"collap_{text}",
+        frontend=FRONTENDS["beats"],
+        audio=TowerSpec("beats"),
+        text=TowerSpec(kind, options),
+        head="linear",
+        embed_dim=512,
+        text_length=text_length,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        logit_scale_init=1 / 0.07,
+        temporal=Temporal(hop_seconds=10.0, heads=8, sentences=16),
+    )
+
+
 _SMALL_TEXT = {
     "width": 96,
     "depth": 2,
@@ -167,6 +195,7 @@ SPECS: dict[str, Spec] = {
         MSCLAP_2022,
         MSCLAP_2023,
         BLAT,
+        *(_collap(text) for text in _COLLAP_TEXT),
         _small("small_transformer", "small_16k", TowerSpec("conv_transformer"), 14.0),
         _small("small_conv", "small_22k", TowerSpec("convnet"), 10.0),
     )

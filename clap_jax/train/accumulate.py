@@ -16,6 +16,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.dtypes import float0
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clap_jax import sharding
@@ -75,11 +77,21 @@ def value_and_grad(
         )
         # What the loss itself asks of the parameters; the towers' share is added.
         gradients, cotangents = pull(jnp.ones_like(value))
-        cotangents = jax.tree.map(lambda x: split(x, parts, mesh), cotangents)
+        # Masks among the embeddings have none.
+        cotangents = jax.tree.map(
+            lambda x: None if x.dtype == float0 else split(x, parts, mesh), cotangents
+        )
 
         def pull_back(total: Any, part: Any):
             *part, cotangent = part
-            _, pull = jax.vjp(lambda params: encode(params, state, *part)[0], params)
+            again, pull = jax.vjp(
+                lambda params: encode(params, state, *part)[0], params
+            )
+            cotangent = jax.tree.map(
+                lambda x, y: np.zeros(x.shape, float0) if y is None else y,
+                again,
+                cotangent,
+            )
             (more,) = pull(cotangent)
             return place(jax.tree.map(jnp.add, total, more)), None
 

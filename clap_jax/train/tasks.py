@@ -25,11 +25,12 @@ from clap_jax.evals.hear import sound
 from clap_jax.losses import classes, contrastive, tokens
 from clap_jax.losses import sharded as losses
 from clap_jax.metrics import Mean
-from clap_jax.models import captioner, classifier, zoo
+from clap_jax.models import captioner, classifier, temporal, zoo
 from clap_jax.models import dual as dual_lib
 from clap_jax.models.captioner import Captioner, CaptionerSpec
 from clap_jax.models.classifier import Classifier, ClassifierSpec
 from clap_jax.models.dual import Dual
+from clap_jax.models.segments import Segments
 from clap_jax.models.tower import Sound
 from clap_jax.train import accumulate, heads, optim
 
@@ -116,6 +117,16 @@ def augmented(
     return Sound(mel, longer, frames), mix
 
 
+def long_augmented(
+    key: jax.Array, heard: Sound, batch: Batch, config: augment_lib.Augment
+) -> Segments:
+    """Long clips after augmentation, which takes each segment by itself."""
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), heard)
+    changed, _ = augmented(key, rows, config)
+    changed = jax.tree.map(lambda x, y: x.reshape(y.shape), changed, heard)
+    return Segments(changed, batch["seconds"], batch["heard"])
+
+
 # --- contrastive ----------------------------------------------------------------------
 
 
@@ -139,6 +150,11 @@ def contrast(
             f"augment.mixup_alpha is {augment.mixup_alpha}, expected 0 with "
             "task.caption_weight: a caption is about one clip"
         )
+    if spec.temporal and augment.mixup_alpha:
+        raise config_lib.ConfigError(
+            f"augment.mixup_alpha is {augment.mixup_alpha}, expected 0: {spec.name} "
+            "compares segments, and those of two clips lie at other times"
+        )
 
     def rows(batch: Batch) -> Batch:
         found = {name: batch[name] for name in batch if name not in ("group", "bad")}
@@ -150,14 +166,19 @@ def contrast(
     def loss(params: Any, encoded: Any, labels: contrastive.Labels):
         scale = dual_lib.score_params(params)
         pair, *written = encoded
-        total, count = losses.pair_loss(dual.score, scale, *pair, labels, options, mesh)
+        numbers = 1
+        if spec.temporal:
+            segments = pair[0].segments.shape[1]
+            numbers = temporal.numbers_per_pair(spec.temporal, segments)
+        total, count = losses.pair_loss(
+            dual.score, scale, *pair, labels, options, mesh, numbers
+        )
         if not written:
             return total / count, {"loss": Mean(total, count)}
         words = Mean(*(x.sum() for x in written[0]))
         value = total / count + weight * words.sum / words.count
-        one = jnp.float32(1)
         found = {"contrastive_loss": Mean(total, count), "caption_loss": words}
-        return value, found | {"loss": Mean(value, one)}
+        return value, found | {"loss": Mean(value, jnp.float32(1))}
 
     return Task(rows, make_encode(dual, spec.frontend, augment, mesh), loss)
 
@@ -170,7 +191,18 @@ def choose_loss(
     Raises ValueError for options that cannot be.
     """
     options = contrastive.Options(**config_lib.plain(config.loss))
-    return losses.choose(options, config.train.batch_size, mesh.size, spec.embed_dim)
+    batch, width = config.train.batch_size, spec.embed_dim
+    if spec.temporal is None:
+        return losses.choose(options, batch, mesh.size, width)
+    segments = spec.temporal.segments(spec.frontend.clip_seconds)
+    return losses.choose(
+        options,
+        batch,
+        mesh.size,
+        (1 + max(spec.temporal.sentences, 1)) * width,
+        temporal.numbers_per_pair(spec.temporal, segments),
+        (1 + segments) * width,
+    )
 
 
 def make_encode(
@@ -181,17 +213,24 @@ def make_encode(
     From waves to embeddings, augmentation included; `encoded` is ((za, zt),), and with a
     decoder of captions (.., (sum, count)) of each caption's token losses, [B] each. The
     batch has a "label" for each row: clips and texts of the same label belong together.
+    Of long clips it has waves or mels [B, S, ...] with "seconds" and "heard" as in
+    `Segments`, and maybe "spans" of sentences.
     """
 
     def encode(params: Any, model_state: Any, batch: Batch, key: jax.Array):
         augment_key, audio_key, text_key = jax.random.split(key, 3)
-        heard, mix = augmented(augment_key, sound(batch, frontend, mesh), augment)
+        heard, mix = sound(batch, frontend, mesh), None
+        if "seconds" in batch:
+            heard = long_augmented(augment_key, heard, batch, augment)
+        else:
+            heard, mix = augmented(augment_key, heard, augment)
         variables = {"params": params, "state": model_state}
         (za, aux), audio_state = dual.encode_audio(
             variables, heard, train=True, key=audio_key
         )
+        spans = (batch["spans"],) if "spans" in batch else ()
         (zt, _), text_state = dual.encode_text(
-            variables, batch["ids"], batch["mask"], train=True, key=text_key
+            variables, batch["ids"], batch["mask"], *spans, train=True, key=text_key
         )
         label = batch["label"]
         labels = contrastive.Labels(label, label)

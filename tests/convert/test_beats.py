@@ -21,7 +21,7 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMEncode
 from clap_jax import sharding
 from clap_jax.audio import frontend as frontend_lib
 from clap_jax.audio.mel import FRONTENDS
-from clap_jax.convert import beats, rules, trees
+from clap_jax.convert import beats, rules, starts, trees
 from clap_jax.models import beats as beats_tower
 from clap_jax.models.tower import Sound, complete
 
@@ -153,6 +153,21 @@ def converted(source, **options):
     for key, array in back.items():
         np.testing.assert_array_equal(array, source[key])
     return tower, {"params": tree["params"]["audio"], "state": {}}
+
+
+def test_as_a_start(encoder):
+    """Recognised by its tensors, which show its sizes."""
+    source = {f"beats.{key}": x for key, x in published(encoder).items()}
+    start, notes = starts.spec(source)
+    assert (start.side, start.kind, notes) == ("audio", "beats", [])
+    sizes = SIZES | {"dropout": beats_tower.DEFAULTS["dropout"]}
+    assert start.options == complete("beats", sizes, beats_tower.DEFAULTS)
+    tree, extra, _ = starts.fill(start, source)
+    assert extra == {}
+    np.testing.assert_array_equal(
+        tree["params"]["audio"]["block1"]["attention"]["gate_scale"],
+        source["beats.encoder.layers.1.self_attn.grep_a"].reshape(-1),
+    )
 
 
 @pytest.fixture(scope="module")

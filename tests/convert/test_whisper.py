@@ -5,13 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import WhisperConfig, WhisperFeatureExtractor
+from transformers import (
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from clap_jax import sharding
 from clap_jax.audio import frontend as frontend_lib
 from clap_jax.audio.mel import FRONTENDS
-from clap_jax.convert import rules, trees, whisper
+from clap_jax.convert import rules, starts, trees, whisper
 from clap_jax.models import whisper as whisper_tower
 from clap_jax.models import zoo
 from clap_jax.models.tower import complete
@@ -100,6 +104,37 @@ def test_full_size(name, seconds, mels):
     assert aux["fine_grained"].shape == (1, frames // 2, size["width"])
     np.testing.assert_allclose(aux["fine_grained"], want, atol=1e-4)
     np.testing.assert_allclose(z, want.mean(1), atol=1e-4)
+
+
+def test_as_a_start():
+    """A model with its decoder, recognised by its tensors, written and read again."""
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        vocab_size=20,
+        d_model=128,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=48,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=16,
+        max_source_positions=30,
+        **{"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3},
+        decoder_start_token_id=2,
+    )
+    weights = {
+        key: x.numpy()
+        for key, x in WhisperForConditionalGeneration(config).state_dict().items()
+    }
+    start, notes = starts.spec(weights)
+    assert (start.side, start.kind) == ("audio", "whisper")
+    size = {"width": 128, "depth": 2, "heads": 2, "mlp": 48, "position_table": 30}
+    assert start.options == complete("whisper", size, whisper_tower.DEFAULTS)
+    assert notes == ["audio tower: 2 attention heads, by the usual width of 64 each"]
+    tree, extra, _ = starts.fill(start, weights)
+    assert all(key.startswith(("model.decoder.", "proj_out.")) for key in extra)
+    first = weights["model.encoder.conv1.weight"].transpose(2, 1, 0)
+    np.testing.assert_array_equal(tree["params"]["audio"]["conv1"]["kernel"], first)
 
 
 def test_positions_begin_as_theirs():

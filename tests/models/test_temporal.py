@@ -56,6 +56,23 @@ def test_one_segment_is_the_plain_score(heard):
     np.testing.assert_array_equal(found, want)
 
 
+def test_whole_embeddings_alone_have_the_plain_score():
+    song, story = long_clips.make(1, clips=5, texts=4, segments=3, sentences=2)
+    params = long_clips.params(EVERYTHING)
+    wholes = temporal.whole(song), temporal.whole(story)
+    assert temporal.whole(song.whole) is song.whole
+    np.testing.assert_array_equal(
+        temporal.score(EVERYTHING)(params, *wholes), dual.cosine_score(params, *wholes)
+    )
+
+
+def test_how_many_segments():
+    assert Temporal().segments(10.0) == 30
+    assert Temporal(hop_seconds=5.0).segments(10) == 59
+    assert Temporal(hop_seconds=0.1, longest_seconds=5.0).segments(4.4) == 7
+    assert Temporal(longest_seconds=5.0).segments(10.0) == 1
+
+
 def test_padding_counts_nowhere():
     song, story = long_clips.make(2, clips=3, texts=4, segments=5, sentences=3)
     params, (score, attend, _) = long_clips.params(EVERYTHING), programs(EVERYTHING)

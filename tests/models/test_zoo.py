@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clap_jax.audio.mel import FRONTENDS
-from clap_jax.models import dual, heads, zoo
+from clap_jax.models import dual, heads, temporal, zoo
 from clap_jax.models.tower import Sound
 
 SHRINK = {"audio.options.depth": 1, "text.options.depth": 1, "vocab_size": 64}
@@ -156,6 +156,7 @@ def test_every_model_has_its_shapes(name):
         return za, zt, model.score(variables["params"], za, zt), state
 
     za, zt, score, state = jax.eval_shape(run, variables, mel, ids, mask)
+    za, zt = temporal.whole(za), temporal.whole(zt)
     assert za.shape == zt.shape == (2, spec.embed_dim)
     assert za.dtype == zt.dtype == score.dtype == jnp.float32
     assert score.shape == (2, 2)
