@@ -191,7 +191,7 @@ def test_running_mean_is_the_mean_of_the_last_steps():
         params = {"w": jnp.asarray(row, jnp.float32)}
         average = step_lib.running_mean(average, params, jnp.int32(step - 3))
         wanted = row if step < 4 else rows[3 : step + 1].mean(0)
-        np.testing.assert_allclose(average["w"], wanted, rtol=1e-5)
+        np.testing.assert_allclose(average["w"], wanted, rtol=0, atol=1e-6)
 
 
 def test_moving_average_follows_the_parameters():
