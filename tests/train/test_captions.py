@@ -47,11 +47,10 @@ def settings(**changes):
 
 def run_config(**changes):
     """Single sounds of all kinds, and their names as tags."""
-    config = settings(**changes)
+    steps = {"train__total_steps": 2, "train__log_steps": 1}
+    config = settings(**(steps | changes))
     config.model = "small_captioner"
     config.model_overrides = OVERRIDES
-    config.train.total_steps = 2
-    config.train.log_steps = 1
     config.data.mel = "host"
     config.data.cache_gib = 0.1
     config.data.vocab_size = 300
