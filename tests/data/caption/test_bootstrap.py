@@ -203,7 +203,7 @@ class Canned:
 def test_every_filter_is_reported(models, tmp_path, capsys, monkeypatch):
     """All ten drop some; other thresholds sift anew, and no model writes again."""
     monkeypatch.setattr(blocks, "_model", functools.lru_cache(lambda path: Canned()))
-    scenes, out = json.dumps(SCENES | {"examples": 78}), tmp_path / "heard.jsonl"
+    scenes, out = json.dumps(SCENES | {"examples": 52}), tmp_path / "heard.jsonl"
     arguments = ("--n=12", "--method=sample", f"--clap={models / 'clap'}")
     chosen = [f"--{k.replace('_', '-')}={v}" for k, v in THRESHOLDS.items()]
     assert run(models, scenes, out, *arguments, *chosen) == 0
@@ -215,9 +215,9 @@ def test_every_filter_is_reported(models, tmp_path, capsys, monkeypatch):
         clap_jax.load(models / "clap"),
         build_source("synthetic", "synthetic", {"split": "kinds"}),
     )
-    texts = [one["caption"] for one in rows[70]["candidates"]]
-    wanted = judge.embed_text(texts) @ judge.embed_audio([source[70]["audio"]])[0]
-    scores = [one["clap_score"] for one in rows[70]["candidates"]]
+    texts = [one["caption"] for one in rows[40]["candidates"]]
+    wanted = judge.embed_text(texts) @ judge.embed_audio([source[40]["audio"]])[0]
+    scores = [one["clap_score"] for one in rows[40]["candidates"]]
     np.testing.assert_allclose(scores, wanted, atol=1e-5)
     sifted, expected = Filters(THRESHOLDS).apply(clips)
     names = [row["name"] for row in report["filters"]]
@@ -226,7 +226,7 @@ def test_every_filter_is_reported(models, tmp_path, capsys, monkeypatch):
         assert row["dropped"] == expected.dropped[row["name"]] > 0, row["name"]
         assert row["examples"] and f"{row['name']} (" in said
     dropped = sum(row["dropped"] for row in report["filters"])
-    assert report["candidates"] == dropped + report["kept"] == 12 * 78
+    assert report["candidates"] == dropped + report["kept"] == 12 * 52
     kept = {
         clip.id: [one["caption"] for one in own.kept]
         for (clip, _), own in zip(clips, sifted, strict=True)
@@ -242,7 +242,7 @@ def test_every_filter_is_reported(models, tmp_path, capsys, monkeypatch):
     )
     monkeypatch.setattr(blocks, "_captioned", None)
     assert run(models, scenes, out, *arguments, *ALL) == 0
-    assert report_of(out)["kept"] == 12 * 78 and not left_out_of(out)
+    assert report_of(out)["kept"] == 12 * 52 and not left_out_of(out)
 
 
 class Killed(BaseException):
