@@ -2,13 +2,16 @@
 
     python -m clap_jax.main --workdir=runs/clapcap \
         --config=configs/clapcap.py:clotho.csv,clap=CLAP_weights_2023.pth,test=test
+    python -m clap_jax.main --workdir=runs/clapcap_lora \
+        --config=configs/clapcap.py:clotho.csv,clap=CLAP_weights_2023.pth,lora=8
     clap-jax caption --model=runs/clapcap a.wav
 
 The embedding of a clip becomes 40 vectors, which GPT-2 reads like words and goes on from
 with a caption (Mokady et al. 2021, arXiv 2111.09734, for images). `clap` is MS-CLAP's
 2023 checkpoint, or any model of ours with the same audio tower (its front end is taken
 to be the same, and the log says where it is not). `test=VALUE` holds out the rows that
-have it in their column split or fold.
+have it in their column split or fold. `lora=RANK` lets GPT-2 learn as well, by changes of
+that rank to its queries and values; loading adds them to its weights.
 
 Recipe: architecture, 44.1 kHz, clips of 7 s, 67 tokens, 5 beams of MS-CLAP's clapcap
 (microsoft/CLAP); trained on AudioCaps and Clotho. How it was trained has not been
@@ -23,15 +26,16 @@ from clap_jax.pipeline import sources, splits
 
 
 def get_config(argument=None):
-    """`:TABLE,clap=CHECKPOINT[,test=VALUE]`; `:smoke` needs neither."""
+    """`:TABLE,clap=CHECKPOINT[,test=VALUE][,lora=RANK]`; `:smoke` needs neither."""
     options = config_lib.parse_argument(
-        argument, path="", clap="", test="", smoke=False
+        argument, path="", clap="", test="", lora=0, smoke=False
     )
     config = config_lib.default()
     config.task.name = "caption"
     config.model = "clapcap"
     config.init_from = (options.clap, "openai-community/gpt2")
-    config.optim.lr_multipliers = (("mapper/.*", 1.0), (".*", 0.0))
+    config.model_overrides = {"lora_rank": options.lora}
+    config.optim.lr_multipliers = (("(mapper|lora)/.*", 1.0), (".*", 0.0))
     config.train.batch_size = 40
     config.train.total_epochs = 10.0
     config.optim.learning_rate = 2e-5
@@ -69,6 +73,7 @@ def smoke(config):
         "tokenizer": "",
         "tokenizer_style": "plain",
         "text_length": 24,
+        **config_lib.plain(config.model_overrides),
     }
     config.init_from = ""
     config.optim.lr_multipliers = ((".*", 1.0),)

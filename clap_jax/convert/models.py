@@ -12,7 +12,7 @@ from clap_jax import checkpoint, sharding
 from clap_jax.convert import files, layouts, starts, trees, writing
 from clap_jax.convert.rules import ConversionError
 from clap_jax.convert.starts import TowerStart
-from clap_jax.models import zoo
+from clap_jax.models import lora, zoo
 from clap_jax.models.captioner import CaptionerSpec
 from clap_jax.models.classifier import ClassifierSpec
 
@@ -175,6 +175,8 @@ def _own(path: Path) -> Converted:
     else:
         flat = sharding.flatten(checkpoint.load_variables(path))
     variables = _checked(flat, trees.shapes(spec), path)
+    if isinstance(spec, CaptionerSpec) and spec.lora_rank:
+        spec, variables = lora.merged(spec, variables)
     folder = home / "tokenizer"
     return Converted(
         spec,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from clap_jax import config as config_lib
-from clap_jax.models import decode, guided, prefix_captioner
+from clap_jax.models import decode, guided, lora, prefix_captioner
 from clap_jax.models.captioner_spec import (
     SPECS,
     Captioner,
@@ -56,13 +56,14 @@ def build(
     Arguments and errors are those of `zoo.build`. The blocks of a guided captioner's
     decoder, which are few, are not recomputed with `remat`.
     """
-    return _BUILD[spec.captioner](
+    made = _BUILD[spec.captioner](
         spec,
         dtype=dtype,
         remat=remat,
         patch_drop=patch_drop,
         frequency_drop=frequency_drop,
     )
+    return lora.adapt(made, spec.lora_rank) if spec.lora_rank else made
 
 
 def decoding(

@@ -35,7 +35,8 @@ class CaptionerSpec:
     at most, with its prompt and ending. tokenizer, tokenizer_style, vocab_size: as in
     `spec.Spec`. Of a guided one alone: start_id: the token before the first. tag_names:
     what each column of the tags means, as many as the decoder's `tags`; () until the
-    data have told them (`with_tags`).
+    data have told them (`with_tags`). lora_rank: of what is learnt of the decoder beside
+    its weights, see `lora`; 0: the weights themselves.
     Errors: ValueError on unknown names and on widths that do not fit.
     """
 
@@ -53,6 +54,7 @@ class CaptionerSpec:
     captioner: str = "prefix"
     start_id: int = 0
     tag_names: tuple[str, ...] = ()
+    lora_rank: int = 0
 
     def __post_init__(self) -> None:
         if self.captioner not in KINDS:
@@ -70,6 +72,8 @@ class CaptionerSpec:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if type(self.lora_rank) is not int or self.lora_rank < 0:
+            raise ValueError(f"lora_rank is {self.lora_rank!r}, expected 0 or more")
         options = complete("a mapper", self.mapper, mapper.DEFAULTS)
         object.__setattr__(self, "mapper", options)
         self._check_prefix() if self.captioner == "prefix" else self._check_guided()
@@ -238,7 +242,7 @@ class Captioner(NamedTuple):
     its own words: that is another tower and mapper less, and a prompt may have any
     length.) Those of the kind "guided" are `{"params": {"audio", "mapper", "decoder"},
     "state": {"audio", "decoder"}}`; its decoder reads the start token, the prompt and
-    what it has written.
+    what it has written. With a `lora_rank`, "lora" is among the params as well.
 
     What is `heard` of B clips is z float32 [B, E], rows of length one, or, guided, a
     `guided.Heard`.

@@ -22,8 +22,12 @@ MODEL = "init_from"
 # trained; without, it starts fresh.
 _MAY_BE_FRESH = "params/text/pooler"
 _TOKENS = "params/{}/tokens/embedding"
-# Models that were trained with softmax have none.
-_BIAS = "params/logit_bias"
+# What a plain pair of towers lacks: the bias of the sigmoid loss, a decoder of captions
+# beside the contrast, attention over time.
+_NEW = {
+    *("params/logit_bias", "params/caption", "state/caption"),
+    *("params/temporal", "params/sentence_projection"),
+}
 
 
 class Start(NamedTuple):
@@ -141,7 +145,7 @@ def fill(
         found = sharding.flatten(start.model.variables)
         if start.is_whole and isinstance(spec, zoo.Spec):
             # Is asked for all: what it lacks is an error.
-            own = _without_bias(found, variables, pattern, start.name)
+            own = _without_new(found, variables, pattern, start.name)
         else:
             own = _within(found, variables, pattern)
         variables = checkpoint.fill(
@@ -163,15 +167,17 @@ def fill(
     return variables
 
 
-def _without_bias(
+def _without_new(
     found: dict[str, Any], variables: dict[str, Any], pattern: str, name: str
 ) -> str:
-    """`pattern` but for the sigmoid loss's bias, where only the new model has one."""
-    wanted = sharding.flatten(variables)
-    if _BIAS in found or _BIAS not in wanted or not re.fullmatch(pattern, _BIAS):
+    """`pattern` but for what plain pairs of towers lack, where the start lacks it."""
+    wanted = {_part(path) for path in sharding.flatten(variables)}
+    there = {_part(path) for path in found}
+    new = sorted((wanted - there).intersection(_NEW))
+    if not new:
         return pattern
-    logging.info("init_from %s has no %s: the fresh one is kept", name, _BIAS)
-    return rf"(?!{re.escape(_BIAS)}$)(?:{pattern})"
+    logging.info("init_from %s has no %s: fresh ones are kept", name, ", ".join(new))
+    return rf"(?!(?:{'|'.join(map(re.escape, new))})(?:/|$))(?:{pattern})"
 
 
 def _within(found: dict[str, Any], variables: dict[str, Any], pattern: str) -> str:

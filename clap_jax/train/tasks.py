@@ -384,7 +384,7 @@ def write(
         )
     rates = _rates(config, model)
     hears = any(jax.tree.leaves((rates["audio"], rates.get("audio_projection", {}))))
-    writes = any(jax.tree.leaves(rates["decoder"]))
+    writes = any(jax.tree.leaves((rates["decoder"], rates.get("lora", {}))))
 
     def encode(params: Any, model_state: Any, batch: Batch, key: jax.Array):
         augment_key, audio_key, text_key = jax.random.split(key, 3)

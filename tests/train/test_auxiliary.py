@@ -11,9 +11,10 @@ import pytest
 import clap_jax
 from clap_jax import config as config_lib
 from clap_jax.audio.augment import Augment
+from clap_jax.convert.models import Converted
 from clap_jax.models import zoo
 from clap_jax.models.spec import Spec, TowerSpec
-from clap_jax.train import loop, specs, tasks
+from clap_jax.train import loop, specs, starts, tasks
 from tests.train.test_accumulate import assert_close, gradient, mesh_of, small_batch
 from tests.train.test_step import SPEC, settings
 
@@ -129,6 +130,19 @@ def test_a_config_says_whether_there_is_a_decoder():
 def test_decoders_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SPEC, caption=TowerSpec("caption_decoder", options))
+
+
+def test_a_run_may_start_from_a_plain_pair(variables):
+    pair = jax.device_get(zoo.build(SPEC).init(jax.random.key(5)))
+    start = starts.Start("it", Converted(SPEC, pair))
+    filled = starts.fill(variables, [start], WRITING, ".*")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        filled["params"]["audio"],
+        pair["params"]["audio"],
+    )
+    own = filled["params"]["caption"], variables["params"]["caption"]
+    jax.tree.map(np.testing.assert_array_equal, *own)
 
 
 def test_mixup_has_no_caption():

@@ -99,7 +99,7 @@ def test_weights_of_a_softmax_model_start_a_sigmoid_one(tmp_path, said):
     found = starts.fill(biased, [starts.Start("it", stub)], made.spec, ".*")
     assert found["params"]["logit_bias"] == np.float32(-10)
     assert found["params"]["logit_scale_a"] == np.float32(1.5)
-    assert "init_from it has no params/logit_bias: the fresh one is kept" in said
+    assert "init_from it has no params/logit_bias: fresh ones are kept" in said
     del softmax["params"]["logit_scale_a"]
     with pytest.raises(checkpoint.CheckpointError, match="logit_scale_a is missing"):
         starts.fill(biased, [starts.Start("it", stub)], made.spec, ".*")
