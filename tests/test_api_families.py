@@ -11,7 +11,7 @@ from absl import logging
 
 import clap_jax
 from clap_jax import checkpoint, convert, hub, sharding
-from clap_jax.models import captioner, zoo
+from clap_jax.models import zoo
 from tests import small_models
 
 # Row of the zoo -> the layouts that it is found in.
@@ -185,13 +185,6 @@ def test_one_tower_is_no_model(folders, tmp_path):
     )
     transformers.BertModel(config).save_pretrained(tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="--config.init_from"):
-        clap_jax.load(tmp_path)
-
-
-def test_a_captioner_is_no_pair_of_towers(tmp_path, monkeypatch):
-    found = convert.Converted(captioner.SPECS["clapcap"], {})
-    monkeypatch.setattr(convert, "load", lambda path: found)
-    with pytest.raises(checkpoint.CheckpointError, match="clapcap and no pair of tow"):
         clap_jax.load(tmp_path)
 
 

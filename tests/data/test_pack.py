@@ -244,10 +244,10 @@ def test_killed_at_any_time_it_goes_on_to_the_same_bytes(table, tmp_path):
     context = get_context("forkserver")  # processes that begin fast, without threads
     context.set_forkserver_preload(["data.shards", "tests.data.test_pack"])
     rng, killed, visible = np.random.default_rng(0), 0, set()
-    for _ in range(8):
+    for life in range(8):  # the first ones short: once all is done, nobody is killed
         process = context.Process(target=pack_all, args=(plans[1],))
         process.start()
-        process.join(rng.uniform(0, seconds))
+        process.join(rng.uniform(0, seconds * (life + 1) / 16))
         process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL
