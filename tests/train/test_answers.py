@@ -474,6 +474,6 @@ def test_a_fresh_decoder_cannot_be_frozen(tmp_path):
 def test_what_does_not_go_together():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with pytest.raises(config_lib.ConfigError, match="mixup_alpha is 0.4, expected 0"):
-        tasks.answer(settings(), SPEC, built(), mesh, Augment(mixup_alpha=0.4))
+        tasks.write(settings(), SPEC, built(), mesh, Augment(mixup_alpha=0.4))
     with pytest.raises(ValueError, match="train.token_drop: .* has no text tower"):
         experiment.duals(settings(train__token_drop=0.5), SPEC)
