@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clap_jax import config as config_lib
-from clap_jax.evals import bootstrap, caption_scores, captioning
+from clap_jax.evals import bootstrap, caption_scores
 from clap_jax.evals.base import Encoder, Result, Written, encode_audio, encode_text
 from clap_jax.evals.caption_scores import Scores
-from clap_jax.evals.captioning import OfSource
 from clap_jax.pipeline.guides import SOURCE
 
 if TYPE_CHECKING:
+    from clap_jax.evals.captioning import OfSource
     from clap_jax.pipeline.sources import Source
 
 Write = Callable[["Source"], tuple[Sequence[str], np.ndarray]]
@@ -28,10 +28,10 @@ class Captions:
     """Holds written captions against those of people.
 
     Metrics: of the model itself `loss`, the mean cross entropy of the tokens of people's
-    captions, each after the true ones before it; those of `caption_scores.measure`; `CLAP_score`, the mean cosine of a
-    caption and its clip in a CLAP, and `CLAP_score_references`, the same of people's
-    captions, which is what to compare it with; and `bad_clips`, left out because they
-    could not be read. What cannot be had stands in the protocol under `absent`, with
+    captions, each after the true ones before it; those of `caption_scores.measure`;
+    `CLAP_score`, the mean cosine of a caption and its clip in a CLAP, and
+    `CLAP_score_references`, the same of people's captions, which is what to compare it
+    with; and `bad_clips`, left out because they could not be read. What cannot be had stands in the protocol under `absent`, with
     what would help. Means over clips have intervals.
     """
 
@@ -141,11 +141,13 @@ class Captions:
             written=_examples(found, clips, texts, references),
         )
 
-    def _own(self, encoder: Encoder) -> OfSource:
+    def _own(self, encoder: Encoder) -> "OfSource":
         """What is written of the clips."""
+        from clap_jax.evals import captioning  # at first use: it takes JAX
+
         if self.write is not None:
             said = {"decoding": self.decoding} if self.decoding else {}
-            return OfSource(*self.write(self.source), None, said)
+            return captioning.OfSource(*self.write(self.source), None, said)
         return captioning.of_source(
             encoder,
             self.source,
@@ -155,7 +157,7 @@ class Captions:
             self.tag_rule,
         )
 
-    def _written(self, own: OfSource) -> tuple[list[str], np.ndarray]:
+    def _written(self, own: "OfSource") -> tuple[list[str], np.ndarray]:
         """The captions of the clips that could be read, and these clips, int64 [n]."""
         texts, kept = own.texts, np.asarray(own.kept, bool)
         if not len(texts) == len(kept) == len(self.source):
