@@ -1,6 +1,6 @@
 """What an evaluator sees and what it gives back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,9 +41,19 @@ class Remembering:
 
     def audio(self, source: "Source") -> tuple[np.ndarray, np.ndarray]:
         """As `Encoder.audio`, for the same object once."""
+        if getattr(self._encoder, "hears_segments", False):
+            song, kept = self.source_songs(source)
+            return song.whole, kept
+        return self._once(source, self._encoder.audio)
+
+    def source_songs(self, source: "Source") -> tuple[Any, np.ndarray]:
+        """As `ModelEncoder.source_songs`, for the same object once."""
+        return self._once(source, self._encoder.source_songs)
+
+    def _once(self, source: "Source", hear: Callable[["Source"], Any]) -> Any:
         if id(source) not in self._heard:
             # With the source, so that its id is of no other while this lives.
-            self._heard[id(source)] = source, self._encoder.audio(source)
+            self._heard[id(source)] = source, hear(source)
         return self._heard[id(source)][1]
 
 
@@ -183,6 +193,19 @@ def encode_text(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
         )
     rows = _unit(embeddings, "texts", np.arange(len(place)))
     return rows[[place[text] for text in texts]]
+
+
+def encode_pairs(
+    encoder: Encoder, source: "Source", clips: np.ndarray, texts: Sequence[str]
+) -> np.ndarray:
+    """How alike an encoder that hears segments finds clips and texts: its score over
+    `scale`, float32 [m, n] by text. clips: positions in the source."""
+    song, _ = encoder.source_songs(source)
+    places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    story = encoder.stories(list(places))
+    found = encoder.compare(type(song)(*(x[clips] for x in song)), story)
+    rows = found[:, [places[text] for text in texts]].T / np.float32(encoder.scale)
+    return _finite(rows, "texts", np.arange(len(texts)))
 
 
 def _finite(embeddings: np.ndarray, what: str, positions: np.ndarray) -> np.ndarray:

@@ -50,9 +50,10 @@ class Batches:
             self._batch_sizes.append(max(-(-smaller // devices) * devices, devices))
 
     def _in_parts(
-        self, function: Callable[..., jax.Array], rows: Mapping[str, np.ndarray]
-    ) -> np.ndarray:
-        """`function(variables, *rows)` at static batch sizes, for all rows on all hosts."""
+        self, function: Callable[..., Any], rows: Mapping[str, np.ndarray]
+    ) -> Any:
+        """`function(variables, *rows)`, an array or a tree of such, at static batch
+        sizes, for all rows on all hosts."""
         found, names = [], list(rows)
         for parts in zip(*(self._padded(rows[name]) for name in names), strict=True):
             self.before_batch()
@@ -62,8 +63,9 @@ class Batches:
             part = self._to_device(part | {"row": own})
             result = function(self._variables, *(part[name] for name in names))
             result, row = self._gather((result, part["row"]))
-            found.append(result[np.argsort(row)[:count]])
-        return np.concatenate(found)
+            order = np.argsort(row)[:count]
+            found.append(jax.tree.map(lambda x: x[order], result))  # noqa: B023
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
     def _each(
         self,

@@ -24,8 +24,8 @@ from clap_jax import sharding
 from clap_jax.audio import crop, io
 from clap_jax.evals import hear
 from clap_jax.evals import write as write_lib
-from clap_jax.evals.batches import Batches
 from clap_jax.evals.hear import Heard
+from clap_jax.evals.songs import SongEncoder, heard_segments
 from clap_jax.models import captioner, decode, temporal, zoo
 from clap_jax.models import spec as spec_lib
 from clap_jax.models.captioner import Captioner, CaptionerSpec
@@ -40,7 +40,7 @@ from clap_jax.text.tokenize import Tokenizer
 OUTPUTS = ("vector", "projection", "embedding")
 
 
-class ModelEncoder(Batches):
+class ModelEncoder(SongEncoder):
     """Encodes with one set of variables; satisfies `evals.base.Encoder`.
 
     It has none until `using` gives them; what is compiled is kept over all of them.
@@ -87,9 +87,17 @@ class ModelEncoder(Batches):
         self._threads, self._crop_seed = threads, crop_seed
         self._text_tokens = text_tokens if spec_lib.pads_texts_freely(spec) else ()
         random_crop = crop_seed is not None
-        self._prepare = Prepare(spec.frontend, mel="exact", random_crop=random_crop)
-        hear = partial(_encode_audio, spec, dual, self._mesh, output)
-        self._encode_audio = jax.jit(hear)
+        self._prepare = Prepare(
+            spec.frontend,
+            mel="exact",
+            random_crop=random_crop,
+            segmenter=hear.segmenter(spec),
+        )
+        if self.hears_segments:
+            self._compile_long()
+        self._encode_audio = jax.jit(
+            partial(_encode_audio, spec, dual, self._mesh, output)
+        )
         self._encode_text = jax.jit(partial(_encode_text, dual))
         self._write = jax.jit(partial(write_lib.write, dual), static_argnums=3)
         self._answer_scores = jax.jit(partial(write_lib.answer_scores, dual))
@@ -142,6 +150,9 @@ class ModelEncoder(Batches):
             "products": str(jax.config.jax_default_matmul_precision),
             "platform": self._mesh.devices.flat[0].platform,
         }
+        if self.hears_segments:
+            segmenter = self._prepare.segmenter
+            facts["segments"] = [segmenter.hop_seconds, segmenter.longest_seconds]
         text = json.dumps(facts, sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=8)
         flat = sharding.flatten(self._variables)
@@ -160,7 +171,11 @@ class ModelEncoder(Batches):
     def protocol(self) -> dict[str, Any]:
         """How clips and texts reach the model, for a result's protocol."""
         said = {
-            "clip": hear.hearing(self.spec.frontend, self._crop_seed),
+            "clip": hear.hearing(
+                self.spec.frontend,
+                self._crop_seed,
+                getattr(self.spec, "temporal", None),
+            ),
             "front_end": hear.front_end(self.spec.frontend),
         }
         if self._tokenizer is not None:
@@ -176,6 +191,9 @@ class ModelEncoder(Batches):
         bool [n]. Of a clip that is longer than a window, `hearing` says what is heard.
 
         With another `output` than "vector", that in their place."""
+        if self.hears_segments and self.output == "vector":
+            song, kept = self.source_songs(source)
+            return song.whole, kept
         embeddings = np.zeros((len(source), self.width), np.float32)
         kept = np.zeros(len(source), bool)
         whole_clip = self.spec.frontend.whole_clip
@@ -203,15 +221,40 @@ class ModelEncoder(Batches):
             embeddings[index], kept[index] = za[labels["valid"]], True
         return embeddings, kept
 
+    def source_songs(self, source: Source) -> tuple[temporal.Song, np.ndarray]:
+        """As `audio`, of a model that hears segments: with the segments of each clip."""
+        kept = np.zeros(len(source), bool)
+        read = once.clips_of(
+            source,
+            self._prepare,
+            max(self._batch_sizes[0] // self._hosts // self._prepare.shape[0], 1),
+            shard=(self._host, self._hosts),
+            threads=self._threads,
+            crop_seed=self._crop_seed,
+        )
+        parts = (
+            [
+                (int(index), heard_segments(clip))
+                for index, clip in zip(*part, strict=True)
+                if clip is not None
+            ]
+            for part in read
+        )
+        song = self.songs(parts, len(source))
+        kept[song.seconds[:, 0, 1] > 0] = True
+        return song, kept
+
     def hear(self, audio: Any, name: str = "") -> Heard:
         """A clip as the model takes it; `audio` as `clap_jax.audio.io.load` does.
 
         One that is longer than the window comes in windows side by side, the last one
-        filled up, or in four views; a whole clip comes whole, up to `hear.MAX_WHOLE_SECONDS`.
-        Raises AudioError.
+        filled up, or in four views; a whole clip comes whole, up to `hear.MAX_WHOLE_SECONDS`;
+        for a model that hears segments, in all of its segments. Raises AudioError.
         """
         frontend = self.spec.frontend
         wave = io.load(audio, frontend.rate_hz, name)
+        if self.hears_segments:
+            return heard_segments(self._prepare.segmenter.whole(wave))
         if frontend.whole_mel:
             clip = self._prepare.example(self._prepare.whole(wave))
             return hear.pieces(clip, frontend, len(wave) / frontend.rate_hz)
@@ -235,6 +278,8 @@ class ModelEncoder(Batches):
         The vectors of a clip's pieces are averaged by their seconds, and normalised
         where they were of length one.
         """
+        if self.hears_segments and self.output == "vector":
+            return self.songs([enumerate(clips)], len(clips)).whole
         embeddings = np.zeros((len(clips), self.width), np.float32)
         self._fill(embeddings, list(enumerate(clips)))
         return embeddings

@@ -1,6 +1,7 @@
 """How sounds reach a model: what it hears of a clip, in arrays and in words."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +14,9 @@ from clap_jax import sharding
 from clap_jax.audio import crop
 from clap_jax.audio import frontend as frontend_lib
 from clap_jax.audio.mel import Frontend
+from clap_jax.models.temporal import Temporal
 from clap_jax.models.tower import Sound
+from clap_jax.pipeline.segments import Segmenter
 
 MAX_WHOLE_SECONDS = 300
 """Models that take whole clips get longer ones in equal parts of at most this length."""
@@ -31,9 +34,18 @@ class Heard(NamedTuple):
     seconds: np.ndarray
 
 
-def hearing(frontend: Frontend, crop_seed: int | None = None) -> str:
-    """What evaluations hear of a clip, in words."""
+def hearing(
+    frontend: Frontend,
+    crop_seed: int | None = None,
+    temporal: Temporal | None = None,
+) -> str:
+    """What evaluations hear of a clip, in words. temporal: of a model with segments."""
     rate = f"at {frontend.rate_hz} Hz"
+    if temporal is not None:
+        return (
+            f"segments of {frontend.clip_seconds} s every {temporal.hop_seconds} s "
+            f"{rate}, the middle of clips above {temporal.longest_seconds} s"
+        )
     if frontend.whole_clip:
         return f"whole clips {rate}, above {MAX_WHOLE_SECONDS} s in equal parts"
     long = "the middle of longer"
@@ -55,6 +67,20 @@ def front_end(frontend: Frontend) -> str:
     bands = f"{bank} {frontend.fmin_hz:g}-{frontend.fmax_hz:g} Hz"
     trip = ", samples through int16" if frontend.int16_trip else ""
     return f"{bands}, {sizes}, FFT {frontend.n_fft}{trip}"
+
+
+def segmenter(spec: Any, shorter_seconds: Sequence[float] = ()) -> Segmenter | None:
+    """What cuts long clips for a model that hears segments; None for others.
+
+    shorter_seconds: lengths of clips for which there are counts of segments below the
+    full one, see `Segmenter`.
+    """
+    options = getattr(spec, "temporal", None)
+    if options is None:
+        return None
+    made = Segmenter(spec.frontend, options.hop_seconds, options.longest_seconds, ())
+    shorter = [made.count(seconds) for seconds in shorter_seconds]
+    return dataclasses.replace(made, shorter=tuple(shorter))
 
 
 def middle(clip: Mapping[str, Any], frontend: Frontend, seconds: float) -> Heard:
@@ -85,7 +111,7 @@ def sound(
             # the waves of all, and transform them all.
             rows = sharding.batch_sharding(mesh).spec
             log_mel = jax.shard_map(log_mel, mesh=mesh, in_specs=rows, out_specs=rows)
-        mel = log_mel(batch["wave"])
+        mel = log_mel(batch["wave"])  # of each segment by itself, where there are some
     return Sound(mel, batch.get("longer"), batch.get("frames"))
 
 

@@ -7,7 +7,13 @@ import numpy as np
 
 from clap_jax import config as config_lib
 from clap_jax.evals import bootstrap, per_answer, scores
-from clap_jax.evals.base import Encoder, Result, encode_audio, encode_text
+from clap_jax.evals.base import (
+    Encoder,
+    Result,
+    encode_audio,
+    encode_pairs,
+    encode_text,
+)
 from clap_jax.evals.traps import Traps
 
 if TYPE_CHECKING:
@@ -143,7 +149,12 @@ class Retrieval:
         used = np.flatnonzero(np.isin(self.clip_of, clips))
         texts = [self.texts[i] for i in used]
         self.traps.check_audio(self.source, clips, za, self.group[clips])
-        zt = encode_text(encoder, texts)
+        if getattr(encoder, "hears_segments", False):
+            # No vectors have these products but those of a space with an axis a clip.
+            zt = encode_pairs(encoder, self.source, clips, texts)
+            za = np.eye(len(clips), dtype=np.float32)
+        else:
+            zt = encode_text(encoder, texts)
         clip_group, text_group = self.group[clips], self.group[self.clip_of[used]]
         # What a group says twice is one text. (A clip that does is as it is.)
         asked = np.arange(len(texts))

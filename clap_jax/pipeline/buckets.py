@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clap_jax.text.answers import Writer
+from clap_jax.text.sentences import Sentences
 from clap_jax.text.tokenize import Tokenizer
 
 TEXT_TOKENS = (16, 32)
@@ -37,10 +38,15 @@ def shortest(known: Sequence[int], needed: int) -> int:
     return known[bisect.bisect_left(known, needed)]
 
 
+SEGMENT_FIELDS = ("wave", "features", "seconds", "heard")
+"""What a batch of long clips has for each segment, [B, S, ...]."""
+
+
 class Texts:
     """Tokenises this host's texts, as long as all hosts make those of a batch.
 
-    tokenizer: of captions, or a writer of (prompt, answer), which are texts as well.
+    tokenizer: of captions, alone or with their sentences, or a writer of (prompt,
+    answer), which are texts as well.
     shorter: the full length is the tokenizer's, see `lengths`. rows: those of the
     global batch that this host makes.
 
@@ -53,7 +59,7 @@ class Texts:
 
     def __init__(
         self,
-        tokenizer: Tokenizer | Writer,
+        tokenizer: Tokenizer | Sentences | Writer,
         shorter: Sequence[int],
         global_batch: int,
         rows: Sequence[int],
@@ -67,22 +73,25 @@ class Texts:
         texts: Sequence[Any],
         replaced: np.ndarray,
         text_of: Callable[[int], Any],
+        reckoned: Sequence[Any] | None = None,
     ) -> dict[str, np.ndarray]:
         """Ids int32 [B, L] and mask bool [B, L] of texts, those of `rows`; of answers
-        also which tokens are theirs, bool [B, L].
+        also which tokens are theirs, bool [B, L], and with sentences their spans
+        [B, M, 2].
 
         replaced: bool [B], texts that came with another clip. text_of: the text of any
-        row of the global batch if no clip is damaged.
+        row of the global batch if no clip is damaged. reckoned: what `text_of` gives for
+        these rows, where that is not the text that is learnt from.
         """
         found = self._tokenizer(texts)
-        counts = found[1].sum(1)
-        length = self._length(counts, replaced, text_of)
-        for row in np.flatnonzero(counts > length):
+        reckoned = found if reckoned is None else self._tokenizer(reckoned)
+        length = self._length(reckoned.mask.sum(1), replaced, text_of)
+        for row in np.flatnonzero(found.mask.sum(1) > length):
             for whole, cut in zip(found, self._tokenizer.shorter(length)([texts[row]])):
-                whole[row, :length] = cut[0]
+                whole[row, : cut.shape[1]] = cut[0]
         return {
-            name: whole[:, :length].copy()
-            for name, whole in zip(("ids", "mask", "answer"), found)
+            name: whole if name == "spans" else whole[:, :length].copy()
+            for name, whole in found._asdict().items()
         }
 
     def _length(
@@ -107,21 +116,27 @@ class Texts:
 class Fit(NamedTuple):
     """Cuts the padding behind all clips of a batch.
 
-    frames: the known lengths; the last is that of the batches. agree: the largest of
-    all hosts' numbers, from this host's, since how long a clip is shows only once it is
-    decoded; called in the process that iterates; None where this host is alone.
+    lengths: those that there may be, of frames of whole clips, or of segments; the last
+    is that of the batches. agree: the largest of all hosts' numbers, from this host's,
+    since how long a clip is shows only once it is decoded; called in the process that
+    iterates; None where this host is alone.
     """
 
-    frames: Sequence[int]
+    lengths: Sequence[int]
     agree: Callable[[int], int] | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The batch with `mel` [B, N, F] no longer than it has to be."""
-        needed = int(batch["frames"].max())
+        """The batch with `mel` [B, N, F], or all that is said of segments, [B, S, ...],
+        no longer than it has to be."""
+        if "seconds" in batch:
+            names = [name for name in SEGMENT_FIELDS if name in batch]
+            needed = int((batch["seconds"][..., 1] > 0).sum(1).max())
+        else:
+            names, needed = ["mel"], int(batch["frames"].max())
         if self.agree is not None:
             needed = self.agree(needed)
-        length = shortest(self.frames, needed)
-        if length == batch["mel"].shape[1]:
+        length = shortest(self.lengths, needed)
+        if length == batch[names[0]].shape[1]:
             return batch
         # A copy: what a worker has made stays in memory as long as a view of it does.
-        return batch | {"mel": np.array(batch["mel"][:, :length])}
+        return batch | {name: np.array(batch[name][:, :length]) for name in names}

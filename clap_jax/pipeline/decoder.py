@@ -34,9 +34,12 @@ class Decoder:
 
 
 def put(batch: dict[str, np.ndarray], row: int, example: dict[str, Any]) -> None:
-    """Write one finished clip into its row of a batch."""
+    """Write one finished clip into its row of a batch; of one in segments, which are as
+    many as they are, into the first ones."""
+    segments = len(example["seconds"]) if "seconds" in example else None
     for name, value in example.items():
-        batch[name][row] = value
+        where = row if np.ndim(value) == 0 else (row, slice(segments))
+        batch[name][where] = value
 
 
 def check_shard(shard: tuple[int, int]) -> None:

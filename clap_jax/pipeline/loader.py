@@ -32,6 +32,7 @@ from clap_jax.pipeline.ops import (
 from clap_jax.pipeline.order import POOL_BLOCKS, Order
 from clap_jax.pipeline.sources import Source
 from clap_jax.pipeline.together import Together
+from clap_jax.text.sentences import Sentences
 from clap_jax.text.tokenize import Tokenizer
 
 # Batches that are put together at a time: the next one begins while the last clips of
@@ -45,7 +46,7 @@ ENDLESS = 2**62
 def train_dataset(
     sources: Sequence[tuple[Source, float | None]],
     prepare: Prepare,
-    tokenizer: Tokenizer | None,
+    tokenizer: Tokenizer | Sentences | None,
     *,
     batch_size: int,
     seed: int,
@@ -79,7 +80,8 @@ def train_dataset(
         place of `ids` and `mask` of captions, and needs no tokenizer.
     text_tokens, clip_frames: lengths of texts below the tokenizer's, and of whole clips
         below that of a training crop; a batch has the shortest that holds all of the
-        global batch. See `buckets.Texts`, and `buckets.Fit` for agree.
+        global batch, of long clips the least of the segmenter's counts. See
+        `buckets.Texts`, and `buckets.Fit` for agree.
 
     A batch is a dict: `mel` float16 [B, N, F] or `wave` int16 [B, T]; `ids` int32 [B, L]
     and `mask` bool [B, L] of a caption drawn from the clip's; `group` int32 [B], equal
@@ -88,7 +90,9 @@ def train_dataset(
     `text_tokens` leave it too little room). For a front end with views, `mel` is
     [B, 4, N, F], and `longer` bool [B] says which clips are longer than the window; for
     one of whole clips, `frames` int32 [B] says how many frames of `mel` belong to the
-    clip.
+    clip. In segments (see `segments.Segmenter`), `wave` is [B, S, T], with `seconds`
+    float32 [B, S, 2], `heard` bool [B, S] and `start_seconds` float32 [B]; of a
+    tokenizer that knows of sentences, `spans` int32 [B, M, 2].
     Raises ValueError: too few clips for a batch, weights or names that make no sense.
     """
     if min(batch_size, prefetch) < 1 or min(threads, workers) < 0:
@@ -131,10 +135,12 @@ def train_dataset(
         tokens = tokenizer if targets is None else targets.writer
         texts = buckets.Texts(tokens, text_tokens, global_batch, rows)
     batches = TrainBatches(clips, order, texts, global_batch, rows, threads, targets)
-    fit = None
-    if prepare.frontend.whole_clip:
-        frames = buckets.lengths(clip_frames, prepare.frontend.clip_frames)
-        fit = buckets.Fit(frames, agree) if len(frames) > 1 else None
+    lengths = ()
+    if prepare.segmenter is not None:
+        lengths = prepare.segmenter.counts
+    elif prepare.frontend.whole_clip:
+        lengths = buckets.lengths(clip_frames, prepare.frontend.clip_frames)
+    fit = buckets.Fit(lengths, agree) if len(lengths) > 1 else None
     return TrainDataset(batches, threads, workers, prefetch, fit)
 
 
@@ -221,13 +227,21 @@ class TrainBatches:
 
 
 def batch_fields(
-    prepare: Prepare, text_length: int, targets: Targets | Answers | None = None
+    prepare: Prepare,
+    text_length: int,
+    targets: Targets | Answers | None = None,
+    sentences: int = 0,
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape (of one row) and dtype of everything in a training batch, by its name."""
+    """Shape (of one row) and dtype of everything in a training batch, by its name.
+
+    sentences: M, of texts with spans; 0: they have none.
+    """
     named = {
         "ids": ((text_length,), np.dtype(np.int32)),
         "mask": ((text_length,), np.dtype(bool)),
     }
+    if sentences:
+        named["spans"] = ((sentences, 2), np.dtype(np.int32))
     named = named if targets is None else targets.fields
     rest = {"group": ((), np.dtype(np.int32)), "bad": ((), np.dtype(bool))}
     return prepare.fields | named | rest

@@ -15,6 +15,7 @@ from absl import logging
 from clap_jax.audio import crop, io, views
 from clap_jax.audio import frontend as frontend_lib
 from clap_jax.audio.mel import Frontend
+from clap_jax.pipeline.segments import Segmenter
 
 if TYPE_CHECKING:
     from clap_jax.pipeline.sources import Source
@@ -79,6 +80,9 @@ class Prepare:
         waves as float32, which only have 16 bits where the front end says so.
     random_crop: a random part of longer clips (training); else their middle.
     cache_gib: memory for prepared clips, in GiB for each process.
+    segmenter: cuts long clips into the segments of a model that hears these; finished
+        clips are then as long as they are, [S, clip_samples] of waves ("device" or
+        "exact"), and no part of at most `longest_seconds` is left out.
 
     A random crop of a host mel is cut out of the mel of the whole clip, so that its first
     and last frames know the sound beyond the cut; every other case is exactly the mel of
@@ -98,6 +102,7 @@ class Prepare:
         mel: str = "host",
         random_crop: bool = True,
         cache_gib: float = 0.0,
+        segmenter: Segmenter | None = None,
     ):
         if mel not in DTYPES:
             raise ValueError(f"mel is {mel!r}, expected one of {', '.join(DTYPES)}")
@@ -106,10 +111,16 @@ class Prepare:
                 "mel is 'device', expected 'host': this front end needs the mel of the "
                 "whole clip, and devices get waves of one window"
             )
+        if segmenter is not None and mel == "host":
+            raise ValueError(
+                "mel is 'host', expected 'device': segments come as waves, since the "
+                "mels of a batch of long clips are several times as large"
+            )
         if cache_gib < 0:
             raise ValueError(f"cache_gib is {cache_gib}, expected 0 or more")
         self.frontend, self.mel, self.random_crop = frontend, mel, random_crop
         self.cache = Cache(int(cache_gib * 2**30))
+        self.segmenter = segmenter
 
     @property
     def field(self) -> str:
@@ -120,6 +131,8 @@ class Prepare:
     def shape(self) -> tuple[int, ...]:
         """Shape of the sound of one finished clip."""
         frontend = self.frontend
+        if self.segmenter is not None:
+            return self.segmenter.shape
         if self.field == "wave":
             return (frontend.clip_samples,)
         stack = (frontend.views,) if frontend.views > 1 else ()
@@ -134,6 +147,11 @@ class Prepare:
     def fields(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and dtype of everything in a finished clip, by its name in a batch."""
         fields = {self.field: (self.shape, self.dtype)}
+        if self.segmenter is not None:
+            segments = self.shape[0]
+            fields["seconds"] = ((segments, 2), np.dtype(np.float32))
+            fields["heard"] = ((segments,), np.dtype(bool))
+            fields["start_seconds"] = ((), np.dtype(np.float32))
         if self.frontend.views > 1:
             fields["longer"] = ((), np.dtype(bool))
         if self.frontend.whole_clip:
@@ -160,13 +178,14 @@ class Prepare:
 
     def whole(self, wave: np.ndarray) -> np.ndarray:
         """As `__call__`, from a wave float32 [t] at the front end's rate."""
-        frontend = self.frontend
-        if not self.random_crop and not frontend.whole_mel:
+        frontend, segmented = self.frontend, self.segmenter is not None
+        if not (self.random_crop or frontend.whole_mel or segmented):
             wave = crop.center_crop(wave, frontend.clip_samples)
         least = frontend.clip_samples
         if frontend.whole_clip:
             least = frontend.n_fft // 2 + 1
-        wave = crop.fill(wave, least, frontend.fill)
+        if not segmented:
+            wave = crop.fill(wave, least, frontend.fill)
         if self.mel == "device":
             return io.to_int16(wave)
         if frontend.int16_trip:
@@ -190,6 +209,8 @@ class Prepare:
         """One finished clip: its sound, and what `fields` names besides."""
         frontend = self.frontend
         rng = rng if self.random_crop else None
+        if self.segmenter is not None:
+            return self.segmenter(whole, rng)
         if frontend.views > 1:
             mel, longer = views.views(
                 whole, frontend.clip_frames, rng=rng, antialias=frontend.antialias

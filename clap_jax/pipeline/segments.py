@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clap_jax.audio import crop, io
+from clap_jax.audio import crop
+from clap_jax.audio.frontend import INT16_SCALE
 from clap_jax.audio.mel import Frontend
-from clap_jax.pipeline.buckets import lengths, shortest
+from clap_jax.pipeline.buckets import lengths
 
 SHORTER = (1, 2, 4, 8, 16)
 """Counts of segments below the full one: a compiled program for each."""
@@ -27,7 +28,8 @@ class Segmenter:
     that of the next, a window at most. longest_seconds: what of a clip is heard; of a
     longer one, a random part of that length, or its middle. shorter: see
     `buckets.lengths`.
-    Raises ValueError for a hop that leaves gaps, and a part shorter than a window.
+    Raises ValueError for a front end that needs the mel of whole clips, a hop that
+    leaves gaps, and a part shorter than a window.
     """
 
     frontend: Frontend
@@ -37,6 +39,11 @@ class Segmenter:
 
     def __post_init__(self) -> None:
         window_seconds = self.frontend.clip_seconds
+        if self.frontend.whole_mel:
+            raise ValueError(
+                "this front end needs the mel of the whole clip: there are no segments "
+                "of one window each"
+            )
         if not 0 < self.hop_seconds <= window_seconds:
             raise ValueError(
                 f"hop_seconds is {self.hop_seconds}, expected more than 0, and no more "
@@ -57,27 +64,40 @@ class Segmenter:
         return round(self.longest_seconds * self.frontend.rate_hz)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Of the longest clip: segments, and samples of each."""
+        return self.counts[-1], self.frontend.clip_samples
+
+    def count(self, seconds: float) -> int:
+        """Segments of a clip of this length."""
+        more = round(seconds * self.frontend.rate_hz) - self.frontend.clip_samples
+        return 1 + -(-max(more, 0) // self.hop_samples)
+
+    @property
     def counts(self) -> tuple[int, ...]:
         """Static counts of segments, rising; the last holds the longest clip."""
-        more = max(self.longest_samples - self.frontend.clip_samples, 0)
-        return lengths(self.shorter, 1 + -(-more // self.hop_samples))
+        return lengths(self.shorter, self.count(self.longest_seconds))
 
     def __call__(
         self, wave: np.ndarray, rng: np.random.Generator | None = None
     ) -> dict[str, np.ndarray]:
         """A clip's segments, as many as there are (S).
 
-        wave: float32 [t] at the front end's rate, t > 0. rng: draws the part of a
-        longer clip; None: its middle.
-        Returns wave int16 [S, T]; seconds float32 [S, 2], where each begins and ends in
-        the part that is heard; heard bool [S]; start_seconds, float32, where that part
-        begins in the clip.
+        wave: float32 or int16 [t] at the front end's rate, t > 0. rng: draws the part of
+        a longer clip; None: its middle.
+        Returns wave [S, T], of the same dtype; seconds float32 [S, 2], where each begins
+        and ends in the part that is heard; heard bool [S]; start_seconds, float32, where
+        that part begins in the clip.
         """
-        rate_hz, samples = self.frontend.rate_hz, self.frontend.clip_samples
         longest = self.longest_samples
         spare = max(len(wave) - longest, 0)
         start = spare // 2 if rng is None else int(rng.integers(spare + 1))
-        part = wave[start : start + longest]
+        found = self.whole(wave[start : start + longest])
+        return found | {"start_seconds": np.float32(start / self.frontend.rate_hz)}
+
+    def whole(self, part: np.ndarray) -> dict[str, np.ndarray]:
+        """As `__call__`, of all of a clip, however long."""
+        rate_hz, samples = self.frontend.rate_hz, self.frontend.clip_samples
         pieces, held = crop.windows(part, samples, self.hop_samples, self.frontend.fill)
         begin = np.arange(len(pieces)) * self.hop_samples
         seconds = np.stack([begin, begin + held], axis=1) / rate_hz
@@ -86,28 +106,12 @@ class Segmenter:
             np.mean(np.square(part[first : first + int(count)], dtype=np.float64))
             for first, count in zip(begin, held)
         ]
-        heard = np.array(power) > 10 ** (SILENCE_DB / 10)
+        full_scale = INT16_SCALE if part.dtype == np.int16 else 1.0
+        heard = np.array(power) > full_scale**2 * 10 ** (SILENCE_DB / 10)
         if len(pieces) > 1:
             heard[-1] &= held[-1] >= LEAST_SHARE * samples
         return {
-            "wave": io.to_int16(pieces),
+            "wave": pieces,
             "seconds": seconds.astype(np.float32),
             "heard": heard,
-            "start_seconds": np.float32(start / rate_hz),
         }
-
-    def together(self, clips: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """A batch [B, S, ...] of clips, S the smallest of `counts` that holds all;
-        zeros, which are not heard, behind shorter ones."""
-        count = shortest(self.counts, max(len(clip["heard"]) for clip in clips))
-
-        def padded(name: str) -> np.ndarray:
-            first = clips[0][name]
-            batch = np.zeros((len(clips), count, *first.shape[1:]), first.dtype)
-            for row, clip in zip(batch, clips):
-                row[: len(clip[name])] = clip[name]
-            return batch
-
-        batch = {name: padded(name) for name in ("wave", "seconds", "heard")}
-        starts = [clip["start_seconds"] for clip in clips]
-        return batch | {"start_seconds": np.array(starts, np.float32)}

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -68,19 +69,38 @@ def spans(
     return found
 
 
-def tokens(
-    tokenizer: Tokenizer, texts: Sequence[str], most: int
-) -> dict[str, np.ndarray]:
-    """Ids int32 [n, L], mask bool [n, L], and spans int32 [n, M, 2] of M = `most`
-    sentences, zeros for those that a text does not have.
+class Rows(NamedTuple):
+    """Of n texts: ids int32 [n, L], mask bool [n, L], and spans int32 [n, M, 2] of
+    their sentences, zeros for those that a text does not have."""
 
-    Raises ValueError as the tokenizer does, and for `most` below 1.
+    ids: np.ndarray
+    mask: np.ndarray
+    spans: np.ndarray
+
+
+class Sentences:
+    """A tokenizer that knows of sentences, `most` (M) of each text at most.
+
+    Can be pickled. Raises ValueError for `most` below 1, and as the tokenizer does.
     """
-    if most < 1:
-        raise ValueError(f"{most} sentences at most, expected 1 or more")
-    ids, mask = tokenizer(texts)
-    found = np.zeros((len(texts), most, 2), np.int32)
-    for row, text in enumerate(texts):
-        part = spans(text, tokenizer.places(text), most)
-        found[row, : len(part)] = np.array(part, np.int32).reshape(-1, 2)
-    return {"ids": ids, "mask": mask, "spans": found}
+
+    def __init__(self, tokenizer: Tokenizer, most: int):
+        if most < 1:
+            raise ValueError(f"{most} sentences at most, expected 1 or more")
+        self.tokenizer, self.length, self.most = tokenizer, tokenizer.length, most
+
+    def __call__(self, texts: Sequence[str]) -> Rows:
+        ids, mask = self.tokenizer(texts)
+        found = np.zeros((len(texts), self.most, 2), np.int32)
+        for row, text in enumerate(texts):
+            part = spans(text, self.tokenizer.places(text), self.most)
+            found[row, : len(part)] = np.array(part, np.int32).reshape(-1, 2)
+        return Rows(ids, mask, found)
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, L at most, special ones included."""
+        return self.tokenizer.count(text)
+
+    def shorter(self, length: int) -> "Sentences":
+        """The same, of texts that are cut after fewer tokens."""
+        return Sentences(self.tokenizer.shorter(length), self.most)

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -23,6 +23,13 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
 """The special tokens and every byte."""
+
+
+class Rows(NamedTuple):
+    """Tokens of n texts: ids int32 [n, L], and mask bool [n, L], true where there is one."""
+
+    ids: np.ndarray
+    mask: np.ndarray
 
 
 class Tokenizer:
@@ -60,7 +67,7 @@ class Tokenizer:
         """Id of the padding token."""
         return self.tokenizer.pad_token_id
 
-    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, texts: Sequence[str]) -> Rows:
         """Ids int32 [n, L] and mask bool [n, L], True where there is a token.
 
         Raises ValueError for a text that is empty, blank or not a string.
@@ -73,7 +80,7 @@ class Tokenizer:
             found = self._encode(text, f"text {row}")
             ids[row, : len(found)] = found
             mask[row, : len(found)] = True
-        return ids, mask
+        return Rows(ids, mask)
 
     def count(self, text: str) -> int:
         """Tokens of a text, L at most, special ones included. ValueError as above."""

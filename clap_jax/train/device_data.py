@@ -23,13 +23,16 @@ def abstract_batch(
     batch_size: int,
     mesh: Mesh,
     targets: Targets | Answers | None = None,
+    sentences: int = 0,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and shardings of a global batch, B = batch_size; of one with
-    labels or answers in place of captions where there are `targets`."""
+    labels or answers in place of captions where there are `targets`. sentences: of
+    each caption, see `loader.batch_fields`."""
     rows = sharding.batch_sharding(mesh)
+    fields = batch_fields(prepare, text_length, targets, sentences)
     return {
         name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=rows)
-        for name, (shape, dtype) in batch_fields(prepare, text_length, targets).items()
+        for name, (shape, dtype) in fields.items()
     }
 
 
@@ -37,7 +40,8 @@ def noise(abstract: dict[str, jax.ShapeDtypeStruct], vocab_size: int) -> Batch:
     """A batch of noise in the shape of `abstract`, each device's rows made there.
 
     Sounds and tokens are random; every clip has a text of its own; no clip is bad; of
-    clips with a length every second one is longer than the window, and all fill theirs.
+    clips with a length every second one is longer than the window, and all fill theirs;
+    the segments of long ones are all heard, and equal shares of a text are sentences.
     """
 
     def make(name: str, leaf: jax.ShapeDtypeStruct, key: jax.Array) -> jax.Array:
@@ -50,6 +54,15 @@ def noise(abstract: dict[str, jax.ShapeDtypeStruct], vocab_size: int) -> Batch:
                 return (sound * scale + mean).astype(leaf.dtype)
             case "ids":
                 return jax.random.randint(key, leaf.shape, 0, vocab_size, jnp.int32)
+            case "seconds":  # one behind the other
+                begin = jnp.arange(leaf.shape[1], dtype=leaf.dtype)
+                seconds = jnp.stack([begin, begin + 1], axis=-1)
+                return jnp.broadcast_to(seconds, leaf.shape)
+            case "spans":
+                most, tokens = leaf.shape[1], abstract["ids"].shape[1]
+                ends = jnp.arange(most + 1, dtype=leaf.dtype) * tokens // most
+                spans = jnp.stack([ends[:-1], ends[1:]], axis=-1)
+                return jnp.broadcast_to(spans, leaf.shape)
             case "group":
                 return jnp.arange(leaf.shape[0], dtype=jnp.int32)
             case "longer":
@@ -66,10 +79,10 @@ def noise(abstract: dict[str, jax.ShapeDtypeStruct], vocab_size: int) -> Batch:
             case "answer":  # behind a prompt of half the length
                 behind = jnp.arange(leaf.shape[1]) >= leaf.shape[1] // 2
                 return jnp.broadcast_to(behind, leaf.shape)
-            case "mask":
+            case "mask" | "heard":
                 return jnp.ones(leaf.shape, bool)
-            case "bad":
-                return jnp.zeros(leaf.shape, bool)
+            case "bad" | "start_seconds":
+                return jnp.zeros(leaf.shape, leaf.dtype)
         raise ValueError(f"no noise for {name!r} in a batch")
 
     def batch() -> Batch:

@@ -150,7 +150,10 @@ def write_report(
         "model": experiment.spec.name,
         **origin,
         "seed": config.train.seed,
-        "clip": hear.hearing(experiment.spec.frontend),
+        "clip": hear.hearing(
+            experiment.spec.frontend,
+            temporal=getattr(experiment.spec, "temporal", None),
+        ),
     }
     # An evaluation of no source is shown without sounds.
     evaluators = {name: experiment.evaluations[name].evaluator for name in results}

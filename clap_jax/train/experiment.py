@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from clap_jax import checkpoint, hosts, sharding
 from clap_jax import config as config_lib
 from clap_jax.audio.augment import Augment
-from clap_jax.evals import WITHOUT_TEXTS, Result
+from clap_jax.evals import WITHOUT_TEXTS, Result, hear
 from clap_jax.evals.encode import ModelEncoder
 from clap_jax.losses import contrastive
 from clap_jax.pipeline import loader, order
@@ -28,6 +28,7 @@ from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.sources import Source
 from clap_jax.text import tokenize
 from clap_jax.text.answers import Template
+from clap_jax.text.sentences import Sentences
 from clap_jax.train import (
     answers,
     captions,
@@ -72,7 +73,14 @@ class Experiment(NamedTuple):
             mel=_where_mels_are_made(self.config, self.spec),
             random_crop=True,
             cache_gib=self.config.data.cache_gib,
+            segmenter=hear.segmenter(self.spec, programs.check(self.config)[1]),
         )
+
+    @property
+    def sentences(self) -> int:
+        """How many sentences of a caption the model compares by themselves, or 0."""
+        temporal = getattr(self.spec, "temporal", None)
+        return temporal.sentences if temporal else 0
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a global batch of full length."""
@@ -82,13 +90,14 @@ class Experiment(NamedTuple):
             self.config.train.batch_size,
             self.mesh,
             self.targets,
+            self.sentences,
         )
 
     def lengths(self) -> programs.Choice:
         """What the batches may have for lengths."""
         full = programs.of_batch(self.abstract_batch())
         if self.config.data.source == NOISE:
-            return programs.Choice((full.tokens,), (full.frames,))
+            return programs.Choice((full.tokens,))
         return programs.choose(self.config, self.spec)
 
     def train_dataset(self) -> loader.TrainDataset | device_data.DeviceData:
@@ -98,11 +107,13 @@ class Experiment(NamedTuple):
             vocab_size = getattr(self.spec, "vocab_size", 0)
             noise = device_data.noise(self.abstract_batch(), vocab_size)
             return device_data.DeviceData(noise)
-        lengths = self.lengths()
+        lengths, tokenizer = self.lengths(), self.tokenizer
+        if self.sentences:
+            tokenizer = Sentences(tokenizer, self.sentences)
         return loader.train_dataset(
             self.sources,
             self.prepare(),
-            self.tokenizer,
+            tokenizer,
             batch_size=config.train.batch_size // jax.process_count(),
             seed=config.train.seed,
             shard=(jax.process_index(), jax.process_count()),
@@ -380,6 +391,11 @@ def of_clips(section: Any, config: ConfigDict) -> dict[str, Any]:
 def _where_mels_are_made(config: ConfigDict, spec: tasks.Spec) -> str:
     """`data.mel`, "host" or "device". Raises when the model cannot have it so."""
     where, whole = config.data.mel, spec.frontend.whole_mel
+    if where == "host" and getattr(spec, "temporal", None):
+        raise config_lib.ConfigError(
+            f"data.mel is 'host', expected 'device' or 'auto': {spec.name} hears "
+            "segments, which come as waves"
+        )
     if where == "device" and whole:
         raise config_lib.ConfigError(
             f"data.mel is 'device', expected 'host' or 'auto': {spec.name} needs the "

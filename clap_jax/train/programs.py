@@ -7,6 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from clap_jax import config as config_lib
+from clap_jax.evals import hear
 from clap_jax.models import spec as spec_lib
 from clap_jax.pipeline import buckets
 
@@ -17,15 +18,17 @@ class Lengths(NamedTuple):
     """How long a batch is, which its program is for.
 
     tokens: L of the texts, 0 where there are none. frames: N of the mels where clips
-    are whole, else 0.
+    are whole, else 0. segments: S of long clips, else 0.
     """
 
     tokens: int
     frames: int = 0
+    segments: int = 0
 
     def __str__(self) -> str:
         texts = f"{self.tokens} tokens" if self.tokens else ""
         clips = f"{self.frames} frames" if self.frames else ""
+        clips = f"{self.segments} segments" if self.segments else clips
         return " and ".join(filter(None, (texts, clips))) or "clips of one length"
 
 
@@ -33,22 +36,26 @@ def of_batch(batch: Batch) -> Lengths:
     """The lengths of a batch of arrays, or of their shapes."""
     frames = batch["mel"].shape[1] if "frames" in batch else 0
     tokens = batch["ids"].shape[1] if "ids" in batch else 0
-    return Lengths(tokens, frames)
+    segments = batch["seconds"].shape[1] if "seconds" in batch else 0
+    return Lengths(tokens, frames, segments)
 
 
 class Choice(NamedTuple):
-    """The lengths that batches may have: of texts, and of whole clips.
+    """The lengths that batches may have: of texts, and of whole clips or long ones.
 
-    Rising, the full length last; frames is empty where all clips have one length.
+    Rising, the full length last; frames and segments are empty where all clips have one
+    length.
     """
 
     tokens: tuple[int, ...]
-    frames: tuple[int, ...]
+    frames: tuple[int, ...] = ()
+    segments: tuple[int, ...] = ()
 
     @property
     def programs(self) -> int:
         """How many programs there may be: one for each pair of lengths."""
-        return len(self.tokens) * max(len(self.frames), 1)
+        clips = max(len(self.frames), len(self.segments), 1)
+        return len(self.tokens) * clips
 
 
 def choose(config: ConfigDict, spec: Any) -> Choice:
@@ -59,13 +66,15 @@ def choose(config: ConfigDict, spec: Any) -> Choice:
     """
     tokens, seconds = check(config)
     texts = tokens if spec_lib.pads_texts_freely(spec) else ()
-    front, frames = spec.frontend, ()
-    if front.whole_clip:
+    front, frames, segments = spec.frontend, (), ()
+    if cutter := hear.segmenter(spec, seconds):
+        segments = cutter.counts
+    elif front.whole_clip:
         shorter = [front.frames(round(length * front.rate_hz)) for length in seconds]
         clips = shorter if spec_lib.pads_clips_freely(spec) else ()
         frames = buckets.lengths(clips, front.clip_frames)
     full = getattr(spec, "text_length", 0)
-    return Choice(buckets.lengths(texts, full), frames)
+    return Choice(buckets.lengths(texts, full), frames, segments)
 
 
 def check(config: ConfigDict) -> tuple[tuple[int, ...], tuple[float, ...]]:

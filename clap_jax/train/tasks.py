@@ -342,6 +342,13 @@ def _rates(config: ConfigDict, model: Model) -> Any:
     return optim.rate_multipliers(config.optim, params)
 
 
+def _learning(params: Any, rates: Any) -> Any:
+    """`params`, of which those with the rate 0 are not differentiated."""
+    return jax.tree.map(
+        lambda leaf, rate: leaf if rate else jax.lax.stop_gradient(leaf), params, rates
+    )
+
+
 def _without(*names: str) -> Callable[[Batch], Batch]:
     """What leaves out the fields `names` of a batch."""
     return lambda batch: {name: batch[name] for name in batch if name not in names}
@@ -388,11 +395,7 @@ def write(
 
     def encode(params: Any, model_state: Any, batch: Batch, key: jax.Array):
         augment_key, audio_key, text_key = jax.random.split(key, 3)
-        params = jax.tree.map(
-            lambda leaf, rate: leaf if rate else jax.lax.stop_gradient(leaf),
-            params,
-            rates,
-        )
+        params = _learning(params, rates)
         variables = {"params": params, "state": model_state}
         heard, _ = augmented(augment_key, sound(batch, spec.frontend, mesh), augment)
         (z, _), state = model.encode_audio(

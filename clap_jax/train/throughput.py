@@ -5,6 +5,10 @@ Model FLOPs utilisation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B):
     mfu = clips/s * model FLOPs a clip / (devices * peak FLOP/s of one)
     model FLOPs a clip = 3 * (FLOPs of encoding one clip and one text + 2 * B * E)
 
+of long clips, with S segments and M sentences each,
+
+    model FLOPs a clip = 3 * (S * a segment's + a text's + 2 * B * E * (1 + 2 * S * M))
+
 The FLOPs of encoding are those that XLA's cost analysis counts in the traced forward
 pass, before any optimisation; 2 * B * E are a clip's scores against B texts, and a
 backward pass counts as two forward passes. What is computed twice to save memory
@@ -36,11 +40,13 @@ def model_flops(
     batch_size: int,
     text_length: int = 0,
     clip_frames: int = 0,
+    clip_segments: int = 0,
 ) -> float:
     """FLOPs that a training step of B = batch_size needs for one clip with its text.
 
     dual: with remat "none", since XLA counts the body of a loop once. text_length,
-    clip_frames: of the batch, as `zoo.examples` takes them. For a classifier those of
+    clip_frames: of the batch, as `zoo.examples` takes them. clip_segments: S of it, 0
+    for those of the longest clip. For a classifier those of
     one clip, for a captioner of one clip and the L tokens of a prompt with its answer,
     all parameters trained. (Of frozen ones no gradient is made: a third of their share
     is then not needed.)
@@ -74,15 +80,24 @@ def model_flops(
         lowered = jax.jit(write).lower(variables, key, sound, ids)
         return 3 * lowered.cost_analysis()["flops"]
 
-    def encode(variables, key, sound, ids, mask):
-        (za, _), _ = dual.encode_audio(variables, sound, train=True, key=key)
-        (zt, _), _ = dual.encode_text(variables, ids, mask, train=True, key=key)
-        return za, zt
+    def hear(variables, key, sound):
+        return dual.encode_audio(variables, sound, train=True, key=key)[0][0]
 
-    inputs = zoo.examples(spec, text_length, clip_frames)
-    lowered = jax.jit(encode).lower(variables, key, *inputs)
-    encoding = lowered.cost_analysis()["flops"]
-    return 3 * (encoding + 2.0 * batch_size * spec.embed_dim)
+    def read(variables, key, ids, mask):
+        return dual.encode_text(variables, ids, mask, train=True, key=key)[0][0]
+
+    def flops(function, *inputs):
+        lowered = jax.jit(function).lower(variables, key, *inputs)
+        return lowered.cost_analysis()["flops"]
+
+    sound, *text = zoo.examples(spec, text_length, clip_frames)
+    segments, scores = 1, 1
+    if spec.temporal:
+        longest = spec.temporal.segments(spec.frontend.clip_seconds)
+        segments = clip_segments or longest
+        scores += 2 * segments * max(spec.temporal.sentences, 1)
+    encoding = segments * flops(hear, sound) + flops(read, *text)
+    return 3 * (encoding + 2.0 * batch_size * spec.embed_dim * scores)
 
 
 def peak_flops(devices: list[jax.Device]) -> float:

@@ -50,18 +50,18 @@ def test_split():
 
 
 def test_spans_hold_the_tokens_of_each_sentence(tokenizer):
-    found = sentences.tokens(tokenizer, [SONG, "One. Two words. "], most=8)
-    assert {name: array.shape for name, array in found.items()} == {
+    found = sentences.Sentences(tokenizer, 8)([SONG, "One. Two words. "])
+    assert {name: array.shape for name, array in found._asdict().items()} == {
         "ids": (2, 64),
         "mask": (2, 64),
         "spans": (2, 8, 2),
     }
-    spans = found["spans"]
+    spans = found.spans
     assert spans.dtype == np.int32
     for row, wanted in enumerate((PARTS, ["One.", "Two words."])):
         count = len(wanted)
         texts = [
-            tokenizer.text(found["ids"][row, begin:end]).strip()
+            tokenizer.text(found.ids[row, begin:end]).strip()
             for begin, end in spans[row, :count]
         ]
         assert texts == wanted
@@ -72,23 +72,23 @@ def test_spans_hold_the_tokens_of_each_sentence(tokenizer):
 
 
 def test_short_neighbours_become_one(tokenizer):
-    spans = sentences.tokens(tokenizer, [SONG], most=3)["spans"][0]
+    spans = sentences.Sentences(tokenizer, 3)([SONG]).spans[0]
     ids = tokenizer([SONG])[0][0]
     texts = [tokenizer.text(ids[begin:end]).strip() for begin, end in spans]
     assert texts[1] == PARTS[1] and " ".join(texts).split() == SONG.split()
-    (one,) = sentences.tokens(tokenizer, [SONG], most=1)["spans"][0]
+    (one,) = sentences.Sentences(tokenizer, 1)([SONG]).spans[0]
     assert one.tolist() == [spans[0, 0], spans[-1, 1]]
 
 
 def test_what_is_cut_off_has_no_span(tokenizer):
     short = tokenizer.shorter(12)
-    spans = sentences.tokens(short, [SONG], most=6)["spans"][0]
+    spans = sentences.Sentences(short, 6)([SONG]).spans[0]
     begun = (spans[:, 1] > spans[:, 0]).sum()
     assert 1 <= begun < 6 and spans.max() == 11
 
 
 def test_errors(tokenizer):
     with pytest.raises(ValueError, match="0 sentences at most, expected 1 or more"):
-        sentences.tokens(tokenizer, [SONG], most=0)
+        sentences.Sentences(tokenizer, 0)([SONG])
     with pytest.raises(ValueError, match="text 0 is ' ', expected words"):
-        sentences.tokens(tokenizer, [" "], most=2)
+        sentences.Sentences(tokenizer, 2)([" "])

@@ -98,7 +98,7 @@ def counted():
 def test_lengths_of_models(model, tokens, frames, most):
     assert config_lib.default().data.text_buckets == buckets.TEXT_TOKENS
     found = programs.choose(config_lib.default(), zoo.SPECS[model])
-    assert found == (tokens, frames)
+    assert found == (tokens, frames, ())
     assert found.programs == most
 
 
@@ -107,12 +107,12 @@ def test_models_that_hear_padding_have_one_length():
     bart = zoo.get_spec("laion_pann14_bart", {"text.options.pool": "mean_all"})
     assert programs.choose(config, bart).tokens == (77,)
     pool = with_options(zoo.SPECS["blat"], length_mask="pool")
-    assert programs.choose(config, pool) == ((16, 30), (1001,))
+    assert programs.choose(config, pool) == ((16, 30), (1001,), ())
     whole = dataclasses.replace(FRONTENDS["small_22k"], whole_clip=True)
     net = dataclasses.replace(zoo.SPECS["small_conv"], frontend=whole)
     assert programs.choose(config, net).frames == (whole.clip_frames,)
     config.data.text_buckets, config.data.audio_buckets = (), ()
-    assert programs.choose(config, zoo.SPECS["blat"]) == ((30,), (1001,))
+    assert programs.choose(config, zoo.SPECS["blat"]) == ((30,), (1001,), ())
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_every_stage_has_its_programs(tmp_path, seen, monkeypatch):
 def test_plans_and_noise_are_of_full_length(tmp_path):
     config = tiny_config(data__source="synthetic_device")
     made = experiment.build(config, tmp_path)
-    assert made.lengths() == ((24,), (0,)) and made.lengths().programs == 1
+    assert made.lengths() == ((24,), (), ()) and made.lengths().programs == 1
     assert next(iter(made.train_dataset()))["ids"].shape == (8, 24)
     planned = plan.experiment(tiny_config(), topology.find("cpu:8"))
     assert programs.of_batch(planned.abstract_batch()) == (24, 0)
