@@ -141,9 +141,11 @@ def contrast(
 
     Where the model has a decoder of captions, their mean cross entropy over the tokens
     of the batch, times `task.caption_weight`, is added. Raises ConfigError for mixup
-    beside it: there is no caption of two clips.
+    beside it: there is no caption of two clips. What has the rate multiplier 0, and is
+    of a tower, is not differentiated.
     """
     options, _ = choose_loss(config, spec, mesh)
+    rates = _rates(config, dual)
     weight = config.task.caption_weight
     if weight and augment.mixup_alpha:
         raise config_lib.ConfigError(
@@ -180,7 +182,12 @@ def contrast(
         found = {"contrastive_loss": Mean(total, count), "caption_loss": words}
         return value, found | {"loss": Mean(value, jnp.float32(1))}
 
-    return Task(rows, make_encode(dual, spec.frontend, augment, mesh), loss)
+    towers = make_encode(dual, spec.frontend, augment, mesh)
+
+    def encode(params: Any, *rest: Any):
+        return towers(_learning(params, rates), *rest)
+
+    return Task(rows, encode, loss)
 
 
 def choose_loss(
