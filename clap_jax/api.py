@@ -7,10 +7,12 @@ clap.classify(["dog.wav"], ["a dog barking", "rain falling"])
 Captioners are in `clap_jax.captions`.
 """
 
+import contextlib
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from absl import logging
@@ -20,10 +22,11 @@ from clap_jax import config as config_lib
 from clap_jax import export as export_lib
 from clap_jax.captions import CaptionWriter
 from clap_jax.evals import class_embeddings
-from clap_jax.loaded import Audio, Loaded, load_tokenizer
+from clap_jax.loaded import Audio, Loaded, as_list, load_tokenizer
 from clap_jax.models import classifier, zoo
 from clap_jax.models.captioner import CaptionerSpec
 from clap_jax.models.classifier import ClassifierSpec
+from clap_jax.models.temporal import Song, Story
 from clap_jax.text.late import LateTokenizer
 
 
@@ -84,6 +87,42 @@ def load(
     )
 
 
+class Alignment(NamedTuple):
+    """Where in a sound, of S segments, a text of M sentences is heard; see `Clap.align`.
+
+    weights: float32 [S], attention to each segment, the mean over sentences; sums to 1.
+    by_sentence: float32 [M, S]. seconds: float32 [S, 2], where each segment begins and
+    ends. sentences: the M sentences; neighbours are one where there are more than the
+    model compares.
+    """
+
+    weights: np.ndarray
+    by_sentence: np.ndarray
+    seconds: np.ndarray
+    sentences: list[str]
+
+    def centres(self) -> np.ndarray:
+        """The middle of each sentence's attention in seconds, float64 [M]."""
+        return self.by_sentence @ self.seconds.mean(-1, dtype=np.float64)
+
+    def strongest(self) -> list[tuple[float, float]]:
+        """Where each sentence's strongest segment begins and ends, in seconds."""
+        return [tuple(self.seconds[row.argmax()].tolist()) for row in self.by_sentence]
+
+
+class Found(NamedTuple):
+    """What `Clap.search` says of a sound.
+
+    item: as it was given. score: the model's. alignment: where the text is heard, of a
+    model that hears segments. error: why there is no score.
+    """
+
+    item: Audio
+    score: float = math.nan
+    alignment: Alignment | None = None
+    error: str = ""
+
+
 class Clap(Loaded):
     """A language-audio model: a pair of towers that share a space.
 
@@ -125,8 +164,103 @@ class Clap(Loaded):
     def similarity(
         self, audio: Audio | Sequence[Audio], texts: str | Sequence[str]
     ) -> np.ndarray:
-        """The model's scaled score of every sound and text, float32 [n, m]."""
-        return self.score(self.embed_audio(audio), self.embed_text(texts))
+        """The model's scaled score of every sound and text, float32 [n, m].
+
+        Of a model that hears segments, with what attention finds in time; `score` of
+        its embeddings is without.
+        """
+        if not self._encoder.hears_segments:
+            return self.score(self.embed_audio(audio), self.embed_text(texts))
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        clips = as_list(audio)
+        if not clips or not texts:
+            return np.zeros((len(clips), len(texts)), np.float32)
+        story = self._encoder.stories(texts)
+        return self._encoder.compare(self._songs(clips), story)
+
+    def align(self, audio: Audio, text: str) -> Alignment:
+        """Where in a sound a text, and each of its sentences, is heard.
+
+        Args:
+            audio: one sound of any length, as `embed_audio` takes them.
+
+        Raises:
+            audio.io.AudioError: the sound cannot be read.
+            ValueError: the model hears no segments.
+        """
+        if not self._encoder.hears_segments:
+            raise ValueError(
+                f"align needs a model that hears segments, such as a run of "
+                f"configs/collap_roberta.py: {self.spec.name} has one vector a sound"
+            )
+        song = self._songs([audio])
+        (found,) = self._alignments(song, self._encoder.stories([text]), text)
+        return found
+
+    def search(
+        self, audio: Iterable[Audio], text: str, *, threads: int = 4
+    ) -> Iterator[Found]:
+        """How well a text fits each of any number of sounds, and where it does.
+
+        Sounds are decoded in threads while others are encoded; a bad one does not stop
+        it. threads: sounds decoded at a time.
+
+        Yields:
+            For every sound, in order, a `Found` with its score, and its `Alignment`
+            where the model hears segments; or with the reason why there is none.
+
+        Raises:
+            ValueError: the model is a classifier.
+        """
+        self._check_pair("search")
+        encoder, hears = self._encoder, self.hears_segments
+        query = encoder.stories([text]) if hears else encoder.text([text])
+        with contextlib.closing(self._read(audio, threads, 0, encoder.hear)) as groups:
+            for group in groups:
+                parts = [part for _, part, error in group if error is None]
+                found = iter(())
+                if parts and hears:
+                    song = encoder.songs([enumerate(parts)], len(parts))
+                    scores = encoder.compare(song, query)[:, 0]
+                    found = zip(scores, self._alignments(song, query, text))
+                elif parts:
+                    scores = self.score(self._encode(parts), query)[:, 0]
+                    found = ((score, None) for score in scores)
+                for clip, _, error in group:
+                    if error is not None:
+                        yield Found(clip, error=str(error).removeprefix(f"{clip}: "))
+                    else:
+                        score, alignment = next(found)
+                        yield Found(clip, float(score), alignment)
+
+    @property
+    def hears_segments(self) -> bool:
+        """Whether `align` and `search` can say where in a sound a text is heard."""
+        return self._encoder.hears_segments
+
+    def _alignments(self, song: Song, story: Story, text: str) -> list[Alignment]:
+        """Of one text with each of some songs."""
+        sentences = [text]
+        if self.spec.temporal.sentences:
+            sentences = self._encoder.sentences(text)
+        clips = len(song.whole)
+        story = Story(*(np.repeat(x, clips, axis=0) for x in story))
+        rows = self._encoder.attention(song, story)[:, : len(sentences)]
+        counts = (song.seconds[..., 1] > 0).sum(1)
+        return [
+            Alignment(row[:, :n].mean(0), row[:, :n], seconds[:n], sentences)
+            for row, seconds, n in zip(rows, song.seconds, counts, strict=True)
+        ]
+
+    def _songs(self, clips: Sequence[Audio]) -> Song:
+        """Sounds as segments; one is decoded at a time."""
+
+        def heard(number: int, clip: Audio) -> tuple[int, Any]:
+            name = "" if isinstance(clip, str | Path) else f"clip {number}"
+            return number, self._encoder.hear(clip, name)
+
+        parts = ([heard(number, clip)] for number, clip in enumerate(clips))
+        return self._encoder.songs(parts, len(clips))
 
     def score(self, za: np.ndarray, zt: np.ndarray) -> np.ndarray:
         """The model's scaled score of embeddings [n, E] and [m, E], float32 [n, m]."""

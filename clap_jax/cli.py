@@ -1,4 +1,4 @@
-"""The command line: `clap-jax embed | classify | caption | convert | compare`.
+"""The command line: `clap-jax embed | classify | search | caption | convert | compare`.
 
 Also `python -m clap_jax.cli`.
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import clap_jax
-from clap_jax import caption_command
+from clap_jax import caption_command, search_command
 from clap_jax.commands import Parser, Progress, add_common, fail, load, printable
 
 EMBED = """Embed sounds, or texts, into one file.
@@ -56,8 +56,8 @@ def make_parser(command: str = "") -> Parser:
     """
     parser = Parser(
         prog="clap-jax",
-        description="Language-audio models: embed, classify and caption, convert weights, "
-        "compare results.",
+        description="Language-audio models: embed, classify, search and caption, convert "
+        "weights, compare results.",
         epilog="clap-jax COMMAND --help says what a command takes.",
     )
     parser.add_argument("--version", action="version", version=clap_jax.__version__)
@@ -66,6 +66,7 @@ def make_parser(command: str = "") -> Parser:
     )
     _add_embed(commands)
     _add_classify(commands)
+    search_command.add(commands)
     caption_command.add(commands)
     convert = commands.add_parser("convert", help="weights between systems, both ways")
     if command == "convert":

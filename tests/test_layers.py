@@ -30,7 +30,7 @@ ROWS = [
     {"captions"},
     {"api"},
     {"commands"},
-    {"caption_command"},
+    {"caption_command", "search_command"},
     {"main", "cli", "dropin", "demo", "mteb"},
 ]
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}

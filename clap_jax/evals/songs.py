@@ -76,6 +76,16 @@ class SongEncoder(Batches):
         rows = Sentences(self._tokenizer, max(most, 1))(list(texts))
         return Story(*self._in_parts(self._encode_story, rows._asdict()))
 
+    def sentences(self, text: str) -> list[str]:
+        """The sentences of a text as `stories` has them."""
+        rows = Sentences(self._tokenizer, self.spec.temporal.sentences)([text])
+        places = self._tokenizer.places(text)
+        return [
+            text[places[begin][0] : places[end - 1][1]].strip()
+            for begin, end in rows.spans[0]
+            if end > begin
+        ]
+
     def compare(self, song: Song, story: Story) -> np.ndarray:
         """The model's scaled score of every clip and text, float32 [A, T], made in
         blocks of bounded memory."""
@@ -103,10 +113,11 @@ class SongEncoder(Batches):
 
 
 def heard_segments(clip: dict[str, np.ndarray]) -> Heard:
-    """A clip of a `Segmenter`, as `Batches` takes it: its segments are its pieces."""
+    """A clip of a `Segmenter`, as `Batches` takes it: its segments are its pieces, and
+    each is as long as until the next."""
     pieces = {name: clip[name] for name in ("wave", "seconds", "heard")}
     begin, end = clip["seconds"].T
-    return Heard(pieces, end - begin)
+    return Heard(pieces, np.diff(begin, append=end[-1:]))
 
 
 def _encode_segments(spec: Any, dual: Any, mesh: Any, variables: Any, batch: Any):

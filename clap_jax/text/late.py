@@ -39,6 +39,10 @@ class LateTokenizer:
         """As `Tokenizer.__call__`."""
         return self.found(texts)
 
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """As `Tokenizer.places`."""
+        return self.found.places(text)
+
     def save(self, folder: str | os.PathLike) -> None:
         """As `Tokenizer.save`."""
         self.found.save(folder)
