@@ -122,7 +122,7 @@ class ModelEncoder(Batches):
         if self.output == "vector" and not guided:
             return spec.classes if isinstance(spec, ClassifierSpec) else spec.embed_dim
         variables = jax.eval_shape(dual.init, jax.random.key(0))
-        example = zoo.example_sound(spec.frontend)
+        example = zoo.example_sound(spec)
         return jax.eval_shape(
             partial(_hear, spec, dual, self.output), variables, example
         ).shape[-1]

@@ -279,8 +279,13 @@ class Clips:
 
 
 def draw_caption(source: "Source", index: int, rng: np.random.Generator) -> str:
-    """One of a clip's captions, as likely as its source says."""
+    """One of a clip's captions, as likely as its source says; ValueError for none."""
     captions = source.captions(index)
+    if not captions:
+        raise ValueError(
+            f"{source.name}: clip {source.id(index)} has no captions: give its source a "
+            "file of them (generated), and captions='only' to leave out clips without"
+        )
     weights = getattr(source, "caption_weights", None)
     return pick_caption(captions, rng, weights and weights(index))
 
