@@ -172,7 +172,9 @@ def write_features(
     be written; it names the clip. Clips may have no captions.
     """
     packed = (example | {"audio": _bytes(example, dtype)} for example in examples)
-    return array_record.write_array_record(path, packed, with_captions=False)
+    return array_record.write_array_record(
+        path, packed, with_captions=False, may_be_empty=True
+    )
 
 
 def _bytes(example: Mapping[str, Any], dtype: str) -> bytes:
