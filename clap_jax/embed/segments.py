@@ -22,12 +22,12 @@ import numpy as np
 
 from clap_jax import config as config_lib
 from clap_jax.audio import io as audio_io
-from clap_jax.embed import job, parts
+from clap_jax.embed import items, job, parts
 from clap_jax.embed.ahead import read_ahead
 from clap_jax.embed.job import Interrupted
 from clap_jax.embed.stores import StoreError
 from clap_jax.embed.towers import AudioTower
-from clap_jax.pipeline import features, order, sources
+from clap_jax.pipeline import features, order, sources, tables
 from clap_jax.pipeline.array_record import SUFFIX
 from clap_jax.pipeline.features import Features
 from clap_jax.pipeline.segments import Segmenter
@@ -62,6 +62,30 @@ class Files:
     def digest(self) -> str:
         """Short hex of paths, sizes and times of change."""
         return order.digest([path, job.stamp(path)] for path in self._paths)
+
+
+def source_of(places: Sequence[str]) -> sources.Source | Files:
+    """The clips of a source of training data (an entry as JSON, a table, packed clips),
+    or, without captions, sounds of files and folders.
+
+    Raises ValueError for what cannot be read, and for a source among other places.
+    """
+    known = [place for place in places if _is_source(place)]
+    if not known:
+        return Files(items.sounds(places))
+    if len(places) > 1:
+        raise ValueError(
+            f"{known[0]:.60} is a source of clips, expected no other places beside it"
+        )
+    options = dict(sources.entry(places[0]))
+    return sources.build_source(options.pop("kind"), "clips", options)
+
+
+def _is_source(place: str) -> bool:
+    if sources.is_entry(place):
+        return True
+    is_table = Path(place).suffix.lower().lstrip(".") in tables.READERS
+    return is_table or sources.section(place)["kind"] != "manifest"
 
 
 class Summary(NamedTuple):
