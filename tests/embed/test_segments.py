@@ -1,6 +1,7 @@
 """Features of segments: by any towers, in any batches, stopped anywhere."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -127,7 +128,7 @@ def test_features_are_the_towers_own(written, models, sounds):
         tower = zoo.AUDIO_TOWERS[start.spec.kind].tower(start.spec.options)
         (wanted, _), _ = tower.apply(
             {"params": start.variables["params"]["audio"], "state": {}},
-            Sound(frontend_lib.log_mel(wave, front_end)),
+            Sound(jnp.asarray(frontend_lib.log_mel(wave, front_end))),
         )
         np.testing.assert_allclose(found[columns], wanted[0], rtol=1e-4, atol=2e-5)
 
