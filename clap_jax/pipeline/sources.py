@@ -10,6 +10,7 @@ from clap_jax import config as config_lib
 from clap_jax import remote
 from clap_jax.pipeline.array_record import ArrayRecordSource
 from clap_jax.pipeline.exclude import ExcludingSource, PartSource, SomeSource
+from clap_jax.pipeline.features import FeaturesSource
 from clap_jax.pipeline.generated import GeneratedSource
 from clap_jax.pipeline.hdf5 import Hdf5Source
 from clap_jax.pipeline.manifest import ManifestSource
@@ -36,8 +37,8 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Everything about a clip.
 
-        `audio`: a path, the bytes of an audio file, or (array, rate_hz); `captions`:
-        list of str, at least one; `tags`: list of str; `id` and `group`: str.
+        `audio`: a path, the bytes of an audio file, (array, rate_hz), or
+        `features.Features`; `captions`: list of str, at least one; `tags`: list of str; `id` and `group`: str.
         """
 
     def captions(self, index: int) -> list[str]:
@@ -66,6 +67,7 @@ SOURCES = {
     "tfds": TfdsSource,
     "hdf5": Hdf5Source,
     "synthetic": SyntheticSource,
+    "features": FeaturesSource,
 }
 """Kinds of sources by the name that configs use."""
 

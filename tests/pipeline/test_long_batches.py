@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clap_jax.audio.mel import FRONTENDS
-from clap_jax.pipeline import loader, once
+from clap_jax.pipeline import features, loader, once
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.segments import Segmenter
 from clap_jax.text.sentences import Sentences
@@ -118,3 +118,47 @@ def test_longer_clips_are_cut_at_random_and_in_evaluation_in_the_middle(sentence
 def test_mels_of_segments_are_not_made_by_the_host():
     with pytest.raises(ValueError, match="mel is 'host', expected 'device'"):
         Prepare(FRONTEND, "host", segmenter=SEGMENTER)
+
+
+class Embedded(Songs):
+    """The same clips as features of their segments of a second."""
+
+    def __getitem__(self, index):
+        count = max(round(self.seconds(index)), 1)
+        begin = np.arange(count, dtype=np.float32)
+        rng = np.random.default_rng(index)
+        clip = features.Features(
+            rng.normal(size=(count, 5)).astype(np.float32),
+            np.stack([begin, begin + 1], axis=1),
+            np.arange(count) != 1,
+        )
+        return {**super().__getitem__(index), "audio": clip}
+
+
+def test_features_in_place_of_waves(sentences):
+    segmenter = dataclasses.replace(SEGMENTER, features_width=5)
+    prepare = Prepare(FRONTEND, "device", cache_gib=0.1, segmenter=segmenter)
+    options = {"batch_size": 2, "seed": 1, "threads": 2, "prefetch": 2}
+    dataset = loader.train_dataset(
+        [(Embedded(16), None)], prepare, sentences, **options
+    )
+    fields = loader.batch_fields(prepare, sentences.length, sentences=3)
+    iterator = iter(dataset)
+    found = [next(iterator) for _ in range(12)]
+    iterator.close()
+    assert {batch["features"].shape for batch in found} == {
+        (2, count, 5) for count in (2, 4, 6)
+    }
+    starts = np.concatenate([batch["start_seconds"] for batch in found])
+    assert starts.max() in (1, 2, 3)
+    for batch in found:
+        assert batch.keys() == fields.keys()
+        there = batch["seconds"][..., 1] > 0
+        assert (batch["seconds"][:, 0, 0] == 0).all()
+        assert (batch["heard"] <= there).all() and (
+            batch["features"][~there] == 0
+        ).all()
+    with pytest.raises(ValueError, match="found sound, expected features of segments"):
+        prepare(Songs(1)[0]["audio"])
+    with pytest.raises(ValueError, match="found features of segments, expected sound"):
+        Prepare(FRONTEND, "device")(Embedded(1)[0]["audio"])
