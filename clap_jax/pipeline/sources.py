@@ -13,6 +13,7 @@ from clap_jax.pipeline.exclude import ExcludingSource, PartSource, SomeSource
 from clap_jax.pipeline.generated import GeneratedSource
 from clap_jax.pipeline.hdf5 import Hdf5Source
 from clap_jax.pipeline.manifest import ManifestSource
+from clap_jax.pipeline.pieces import PiecesSource
 from clap_jax.pipeline.synthetic import SyntheticSource
 from clap_jax.pipeline.tars import LaionTarSource
 from clap_jax.pipeline.tfds import INFO, TfdsSource
@@ -66,6 +67,7 @@ SOURCES = {
     "tfds": TfdsSource,
     "hdf5": Hdf5Source,
     "synthetic": SyntheticSource,
+    "pieces": PiecesSource,
 }
 """Kinds of sources by the name that configs use."""
 
