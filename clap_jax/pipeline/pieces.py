@@ -1,7 +1,7 @@
 """Pieces of minutes in sections, with long captions: a task that only time can solve.
 
 A piece is 4 to 8 sections, each a texture of its own (`clap_jax.pipeline.textures`); its
-caption has a sentence or two for each, in their order, 100 words or more. Test galleries
+caption has a sentence for each, in their order, 100 words or more. Test galleries
 hold everything equal but the order of the sections, so that averages over time say
 nothing about which caption belongs to which piece; or everything but their times.
 """
@@ -69,7 +69,7 @@ FRAMES = (
     "{when}we hear {x}, {more}.",
     "{when}the sound is that of {x}, {more}.",
     "{when}what plays is {x}, {more}.",
-    "{when}there comes the sound of {x}. One hears {more}.",
+    "{when}there comes the sound of {x}; one hears {more}.",
     "{when}{x} can be heard: {more}.",
     "{when}the listener gets {x}, {more}.",
 )
@@ -93,7 +93,7 @@ def upper_first(text: str) -> str:
 
 
 def sentence(rng: np.random.Generator, which: int, when: str) -> str:
-    """One or two sentences on a section, in words drawn anew."""
+    """A sentence on a section, in words drawn anew."""
     texture = TEXTURES[which]
     phrase, more = draw(rng, texture.phrases), draw(rng, texture.clauses)
     return upper_first(draw(rng, FRAMES).format(when=when, x=phrase, more=more))

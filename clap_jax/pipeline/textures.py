@@ -1,28 +1,15 @@
-"""Textures: sounds that go on for a section of a piece, and the words for them.
+"""The textures that sections of pieces are made of, and the words for them.
 
-A texture is a bar of a few seconds, rendered twice and looped with small variations, so
-that minutes take milliseconds. Its words are noun phrases that name it and noun
-phrases, a dozen words or more, that say how it goes on; all of them are true of every
-rendering.
+Phrases name a texture, clauses of a dozen words or more say how it goes on; all of them
+are true of every rendering (pitches, rates and which notes come are drawn).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from clap_jax.pipeline import sounds
-
-Bar = Callable[[np.random.Generator, int, int], np.ndarray]
-"""(rng, samples, rate_hz) -> float32 [samples], of any level."""
-
-BAR_SECONDS = 4.0
-OVERLAP_SECONDS = 0.05
-VARIANTS = 2  # renderings of a bar in a section
-GAIN_SPREAD_DB = 1.0  # from one bar to the next
-
-PENTATONIC = 2 ** (np.array([0, 2, 4, 7, 9, 12]) / 12)
-BELL_PARTIALS = np.array([1, 1.2, 2.0, 2.74, 4.07, 5.4])  # as of `sounds.bell`
+from clap_jax.pipeline import loops, sounds
 
 
 @dataclass(frozen=True)
@@ -30,7 +17,7 @@ class Texture:
     """name: unique. phrases: "a slow drum beat"; clauses: "deep strokes that ..."."""
 
     name: str
-    bar: Bar
+    bar: loops.Bar
     phrases: Sequence[str]
     clauses: Sequence[str]
 
@@ -38,116 +25,14 @@ class Texture:
 def render(
     texture: Texture, rng: np.random.Generator, samples: int, rate_hz: int
 ) -> np.ndarray:
-    """A section of a texture at unit level (see `sounds.level`), faded at both ends.
+    """A section of a texture, see `loops.loop`."""
+    return loops.loop(texture.bar, rng, samples, rate_hz)
 
-    The same generator gives the same beginning whatever the length. Returns float32
-    [samples].
-    """
-    overlap = int(OVERLAP_SECONDS * rate_hz)
-    length = int(BAR_SECONDS * rate_hz)
-    rise = np.linspace(0, 1, overlap, dtype=np.float32)
-    bars = []
-    for _ in range(VARIANTS):
-        bar = texture.bar(rng, length + overlap, rate_hz).astype(np.float32)
-        bar /= np.float32(sounds.level(bar, rate_hz))
-        bar[:overlap] *= rise
-        bar[length:] *= rise[::-1]
-        bars.append(bar)
-    count = -(-samples // length)
-    wave = np.zeros(count * length + overlap, np.float32)
-    for i in range(count):
-        which, gain_db = rng.integers(VARIANTS), rng.uniform(-1, 1) * GAIN_SPREAD_DB
-        gain = np.float32(10 ** (gain_db / 20))
-        wave[i * length : (i + 1) * length + overlap] += gain * bars[which]
-    return sounds.fade(wave[:samples], rate_hz)
-
-
-# --- how bars are made ---
-
-
-def sustained(kind: Callable, low: float = 0.0, high: float = 0.0) -> Bar:
-    """A sound of `sounds` that fills its time; low, high: the range of its amount."""
-    return lambda rng, samples, rate_hz: kind(
-        rng, samples, rate_hz, rng.uniform(low, high)
-    )
-
-
-def beat(strike: Callable, low: float, high: float, jitter: float = 0.01) -> Bar:
-    """A strike so often a second; jitter: of the time between two, as a share of it."""
-
-    def bar(rng, samples, rate_hz):
-        period = rate_hz / rng.uniform(low, high)
-        starts = np.arange(0, samples - 0.02 * rate_hz, period)
-        starts += rng.uniform(0, 2 * jitter, len(starts)) * period
-        strikes = [
-            np.float32(rng.uniform(0.8, 1)) * strike(rng, rate_hz) for _ in starts
-        ]
-        return sounds.place(samples, np.minimum(starts, samples - 1), strikes)
-
-    return bar
-
-
-def hit(kind: Callable, length_seconds: float) -> Callable:
-    """One strike of a sound of `sounds` that is counted."""
-    return lambda rng, rate_hz: kind(rng, int(length_seconds * rate_hz), rate_hz, 1)
-
-
-def bell(low_hz: float, high_hz: float, ring_seconds: float) -> Callable:
-    def strike(rng, rate_hz):
-        partials = rng.uniform(low_hz, high_hz) * BELL_PARTIALS
-        partials = partials[partials < 0.45 * rate_hz]
-        return sounds.modes(
-            rng, int(4 * ring_seconds * rate_hz), rate_hz, partials, ring_seconds
-        )
-
-    return strike
-
-
-def pluck(low_hz: float, harmonics: int, ring_seconds: float) -> Callable:
-    """A plucked string on a note of the pentatonic scale above `low_hz`."""
-
-    def strike(rng, rate_hz):
-        length = int(3 * ring_seconds * rate_hz)
-        pitch_hz = low_hz * rng.choice(PENTATONIC)
-        phase = sounds.cycles(pitch_hz, length, rate_hz)
-        wave = sounds.harmonics(phase, 1 / np.arange(1, harmonics + 1))
-        return wave * sounds.decay(length, rate_hz, ring_seconds)
-
-    return strike
-
-
-def melody(kind: Callable, low_hz: float, note_seconds: float) -> Bar:
-    """Notes of a pentatonic scale above `low_hz`, each a sustained sound."""
-
-    def bar(rng, samples, rate_hz):
-        length = int(note_seconds * rate_hz)
-        notes = [
-            sounds.fade(kind(rng, length, rate_hz, low_hz * ratio), rate_hz)
-            for ratio in rng.choice(PENTATONIC, -(-samples // length))
-        ]
-        return np.concatenate(notes)[:samples]
-
-    return bar
-
-
-def sweeps(kind: Callable, middle_hz: float, seconds: float, noise: float = 0) -> Bar:
-    """A sweep again and again, over so much noise."""
-
-    def bar(rng, samples, rate_hz):
-        length = int(seconds * rate_hz)
-        sweep = sounds.fade(kind(rng, length, rate_hz, middle_hz), rate_hz)
-        wave = np.tile(sweep, -(-samples // length))[:samples]
-        return wave + np.float32(noise) * sounds.noise(rng, samples)
-
-    return bar
-
-
-# --- the catalogue ---
 
 TEXTURES: tuple[Texture, ...] = (
     Texture(
         "slow drum",
-        beat(hit(sounds.drum, 0.35), 0.9, 1.1),
+        loops.beat(loops.hit(sounds.drum, 0.35), 0.9, 1.1),
         (
             "a slow low drum beat",
             "an unhurried bass drum",
@@ -162,7 +47,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "fast drum",
-        beat(hit(sounds.drum, 0.2), 5.0, 6.0),
+        loops.beat(loops.hit(sounds.drum, 0.2), 5.0, 6.0),
         (
             "a fast drum roll",
             "rapid drumming without a pause",
@@ -177,7 +62,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "slow low bell",
-        beat(bell(190, 250, 0.7), 0.45, 0.55),
+        loops.beat(loops.bell(190, 250, 0.7), 0.45, 0.55),
         (
             "a low church bell that tolls slowly",
             "the slow toll of a deep bell",
@@ -192,7 +77,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "fast high bells",
-        beat(bell(1100, 1500, 0.09), 4.5, 5.5),
+        loops.beat(loops.bell(1100, 1500, 0.09), 4.5, 5.5),
         (
             "fast high bell strikes",
             "small bells that jingle rapidly",
@@ -207,7 +92,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "rising siren over noise",
-        sweeps(sounds.rising_sweep, 1000, 2.0, 0.2),
+        loops.sweeps(sounds.rising_sweep, 1000, 2.0, 0.2),
         (
             "a rising siren over noise",
             "a tone that climbs again and again through hiss",
@@ -222,7 +107,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "falling tone",
-        sweeps(sounds.falling_sweep, 1800, 1.0),
+        loops.sweeps(sounds.falling_sweep, 1800, 1.0),
         (
             "a falling tone",
             "a clear tone that slides down again and again",
@@ -237,7 +122,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "low organ",
-        melody(sounds.organ_chord, 110, 2.0),
+        loops.melody(sounds.organ_chord, 110, 2.0),
         (
             "a low organ that plays chords",
             "slow dark organ chords",
@@ -252,7 +137,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "high organ",
-        sustained(sounds.organ_chord, 560, 700),
+        loops.sustained(sounds.organ_chord, 560, 700),
         (
             "a high organ chord that is held",
             "one bright chord sustained on an organ",
@@ -267,7 +152,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "whistled melody",
-        melody(sounds.whistle, 1000, 0.5),
+        loops.melody(sounds.whistle, 1000, 0.5),
         (
             "a whistled melody",
             "someone whistling a tune",
@@ -282,7 +167,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "plucked arpeggio",
-        beat(pluck(330, 6, 0.12), 7.5, 8.5, 0.0),
+        loops.beat(loops.pluck(330, 6, 0.12), 7.5, 8.5, 0.0),
         (
             "quick plucked strings",
             "a fast arpeggio on a harp",
@@ -297,7 +182,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "plucked bass",
-        beat(pluck(55, 8, 0.25), 1.9, 2.1, 0.0),
+        loops.beat(loops.pluck(55, 8, 0.25), 1.9, 2.1, 0.0),
         (
             "a plucked bass line",
             "a bass guitar on its own",
@@ -312,7 +197,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "crickets",
-        sustained(sounds.cricket_trill, 2.2, 2.8),
+        loops.sustained(sounds.cricket_trill, 2.2, 2.8),
         (
             "crickets that chirp",
             "the trill of a cricket",
@@ -327,7 +212,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "helicopter",
-        sustained(sounds.helicopter, 13, 16),
+        loops.sustained(sounds.helicopter, 13, 16),
         (
             "a helicopter that hovers",
             "the chopping of helicopter blades",
@@ -342,7 +227,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "rain",
-        sustained(sounds.rain),
+        loops.sustained(sounds.rain),
         (
             "steady rain",
             "rain that pours down",
@@ -357,7 +242,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "wind",
-        sustained(sounds.wind),
+        loops.sustained(sounds.wind),
         (
             "a howling wind",
             "wind that moans",
@@ -372,7 +257,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "hand claps",
-        beat(hit(sounds.hand_clapping, 0.25), 1.9, 2.2),
+        loops.beat(loops.hit(sounds.hand_clapping, 0.25), 1.9, 2.2),
         (
             "hands that clap a steady beat",
             "steady hand claps",
@@ -387,7 +272,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "wailing siren",
-        sustained(sounds.siren, 0.9, 1.2),
+        loops.sustained(sounds.siren, 0.9, 1.2),
         (
             "a wailing siren",
             "a siren that goes up and down",
@@ -402,7 +287,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "beeping alarm",
-        sustained(sounds.beeping_alarm, 6.0, 7.5),
+        loops.sustained(sounds.beeping_alarm, 6.0, 7.5),
         (
             "a fast beeping alarm",
             "rapid electronic beeps",
@@ -417,7 +302,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "ticking clock",
-        sustained(sounds.ticking_clock, 2.2, 2.8),
+        loops.sustained(sounds.ticking_clock, 2.2, 2.8),
         (
             "a ticking clock",
             "the tick of a clock",
@@ -432,7 +317,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "engine drone",
-        sustained(sounds.engine_hum, 60, 85),
+        loops.sustained(sounds.engine_hum, 60, 85),
         (
             "an engine that hums",
             "the low drone of a motor",
@@ -447,7 +332,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "buzzing lead",
-        melody(sounds.buzzer, 220, 0.25),
+        loops.melody(sounds.buzzer, 220, 0.25),
         (
             "a buzzing synthesizer tune",
             "an electronic lead with a harsh buzz",
@@ -462,7 +347,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "laser shots",
-        beat(hit(sounds.laser, 0.22), 1.3, 1.6, 0.05),
+        loops.beat(loops.hit(sounds.laser, 0.22), 1.3, 1.6, 0.05),
         (
             "laser shots",
             "zapping laser guns",
@@ -477,7 +362,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "bird song",
-        beat(hit(sounds.bird, 0.18), 2.6, 3.2, 0.15),
+        loops.beat(loops.hit(sounds.bird, 0.18), 2.6, 3.2, 0.15),
         (
             "birds that sing",
             "a chirping bird",
@@ -492,7 +377,7 @@ TEXTURES: tuple[Texture, ...] = (
     ),
     Texture(
         "frogs",
-        beat(hit(sounds.frog, 0.22), 1.0, 1.2, 0.1),
+        loops.beat(loops.hit(sounds.frog, 0.22), 1.0, 1.2, 0.1),
         (
             "a croaking frog",
             "frogs at a pond",
