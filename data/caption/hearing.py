@@ -17,6 +17,9 @@ HOP = 1024  # samples
 LONGEST_SECONDS = 900.0  # of which the beginning is heard
 SHORTEST_SECONDS = 3.0
 SILENCE_DB = -60.0
+LEAST_ONSET_DB = (
+    1.0  # mean rise over the mel bands; below, a steady tone has onsets, too
+)
 SECTION_SECONDS = 22.0  # sections are about so long, and
 LEAST_SECTION_SECONDS = 5  # no shorter than this,
 MOST_SECTIONS = 8  # and no more than so many
@@ -92,9 +95,9 @@ def _measure(wave: np.ndarray) -> Heard:
         "bright": librosa.feature.spectral_centroid(S=spectrum, sr=RATE_HZ)[0],
         "level": power.sum(axis=0),
     }
-    onsets = librosa.onset.onset_detect(
-        onset_envelope=strength, units="time", **options
-    )
+    # wait: an attack that straddles two frames is one.
+    found = librosa.onset.onset_detect(onset_envelope=strength, wait=1, **options)
+    onsets = librosa.frames_to_time(found[strength[found] > LEAST_ONSET_DB], **options)
     tempo = librosa.feature.tempo(onset_envelope=strength, **options)
     duration = len(wave) / RATE_HZ
     edges = _edges(frames, duration)
@@ -120,13 +123,20 @@ def _edges(frames: dict[str, np.ndarray], duration: float) -> list[float]:
     rows = np.concatenate([_standard(frames["mfcc"]), _standard(frames["chroma"])])
     starts = (np.arange(seconds) * RATE_HZ / HOP).astype(int)
     means = [part.mean(axis=1) for part in np.split(rows, starts[1:], axis=1)]
-    found = librosa.segment.agglomerative(np.stack(means, axis=1), count)
-    edges = [0.0]
-    for edge in found[1:]:
-        near = LEAST_SECTION_SECONDS
-        if edge - edges[-1] >= near and duration - edge >= near:
-            edges.append(float(edge))
-    return [*edges, duration]
+    blocks = np.stack(means, axis=1)
+    near = LEAST_SECTION_SECONDS
+
+    def contrast(edge: int) -> float:
+        sides = blocks[:, max(edge - near, 0) : edge], blocks[:, edge : edge + near]
+        return float(np.linalg.norm(sides[0].mean(axis=1) - sides[1].mean(axis=1)))
+
+    # Of edges that are too near each other, the clearer one.
+    found = librosa.segment.agglomerative(blocks, count)[1:].tolist()
+    kept = [0.0, duration]
+    for edge in sorted(found, key=contrast, reverse=True):
+        if min(abs(edge - other) for other in kept) >= near:
+            kept.append(float(edge))
+    return sorted(kept)
 
 
 def _standard(rows: np.ndarray) -> np.ndarray:
@@ -148,7 +158,7 @@ def _stretch(
     weights = frames["level"][place]
     bright = np.average(frames["bright"][place], weights=weights + 1e-12)
     key, sureness = key_of(frames["chroma"][:, place].mean(axis=1))
-    count = np.count_nonzero((onsets >= begin) & (onsets < end))
+    count = int(np.count_nonzero((onsets >= begin) & (onsets < end)))
     return Stretch(
         begin,
         end,

@@ -22,6 +22,7 @@ from data.caption.templates import Templates, listed
 
 KIND = "music"
 LEAST_SURENESS = 0.6  # of a key that is named
+LEAST_ONSETS = 0.7  # a second of what has a tempo
 CLEARLY_DB, CLEARLY_BRIGHTER = 2.5, 1.15  # against the whole clip
 TREND_DB = 4.0
 
@@ -113,7 +114,7 @@ def _whole(heard: Heard, names: Sequence[str], one: One) -> Iterator[str]:
         labels = listed(list(names))
         yield one(
             f"This recording, {length} long, is labelled as {labels}.",
-            f"A recording with the labels {labels}, which lasts {length}.",
+            f"A recording, labelled as {labels}, which lasts {length}.",
         )
     else:
         yield one(
@@ -121,10 +122,16 @@ def _whole(heard: Heard, names: Sequence[str], one: One) -> Iterator[str]:
             f"A piece of music, {length} long from its beginning to its end.",
         )
     bpm, pace = round(heard.tempo_bpm), _of(TEMPOS, heard.tempo_bpm)
-    yield one(
-        f"Its tempo is {pace}, at about {bpm} beats in a minute.",
-        f"The pulse goes at a {pace} pace of roughly {bpm} beats per minute.",
-    )
+    if whole.onsets < LEAST_ONSETS:
+        yield one(
+            "There is no regular beat in it that one could count or tap a foot along to.",
+            "No steady pulse can be made out, and hence it does not have a tempo either.",
+        )
+    else:
+        yield one(
+            f"Its tempo is {pace}, at about {bpm} beats in a minute.",
+            f"The pulse goes at a {pace} pace of roughly {bpm} beats per minute.",
+        )
     if whole.sureness >= LEAST_SURENESS:
         yield one(
             f"Harmony and melody point to the key of {whole.key} for most of the time.",
@@ -212,6 +219,12 @@ def _course(heard: Heard, one: One) -> Iterator[str]:
             f"In the course of the recording it gets {way}, by some {abs(trend):.0f} "
             "decibels from the first third to the last.",
         )
+    if heard.whole.onsets < LEAST_ONSETS:
+        yield one(
+            "Without a beat it floats along freely, and its sounds flow into one another.",
+            "Its sounds come without any count, and no metre orders how they follow.",
+        )
+        return
     pace = heard.tempo_bpm
     feel = "relaxed" if pace < 90 else "steady" if pace < 130 else "driving"
     yield one(
