@@ -100,6 +100,12 @@ class Segmenter:
         found = self.whole(wave[start : start + longest])
         return found | {"start_seconds": np.float32(start / self.frontend.rate_hz)}
 
+    def seconds(self, wave: np.ndarray) -> float:
+        """How long a clip is; `wave` as in `__call__`."""
+        if self.features_width:
+            return float(Features.from_table(wave).seconds[-1, 1])
+        return len(wave) / self.frontend.rate_hz
+
     def _part_of_features(
         self, clip: Features, rng: np.random.Generator | None
     ) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from clap_jax.pipeline.features import FeaturesSource
 from clap_jax.pipeline.generated import GeneratedSource
 from clap_jax.pipeline.hdf5 import Hdf5Source
 from clap_jax.pipeline.manifest import ManifestSource
+from clap_jax.pipeline.pieces import PiecesSource
 from clap_jax.pipeline.synthetic import SyntheticSource
 from clap_jax.pipeline.tars import LaionTarSource
 from clap_jax.pipeline.tfds import INFO, TfdsSource
@@ -68,6 +69,7 @@ SOURCES = {
     "hdf5": Hdf5Source,
     "synthetic": SyntheticSource,
     "features": FeaturesSource,
+    "pieces": PiecesSource,
 }
 """Kinds of sources by the name that configs use."""
 

@@ -162,3 +162,33 @@ def test_features_in_place_of_waves(sentences):
         prepare(Songs(1)[0]["audio"])
     with pytest.raises(ValueError, match="found features of segments, expected sound"):
         Prepare(FRONTEND, "device")(Embedded(1)[0]["audio"])
+
+
+class Timed(Songs):
+    """Captions that say when; all clips are of nine seconds."""
+
+    def seconds(self, index):
+        return 9.0
+
+    def captions(self, index):
+        return ["A clip. 0:00 to 0:02: one. 0:02 to 0:09: more."]
+
+
+def test_captions_go_with_the_part_that_is_heard():
+    tokenizer = make_tokenizer(64)
+    prepare = Prepare(FRONTEND, "device", segmenter=SEGMENTER)
+    dataset = loader.train_dataset(
+        [(Timed(16), None)], prepare, Sentences(tokenizer, 4), batch_size=8, seed=0
+    )
+    iterator = iter(dataset)
+    batch = next(iterator)
+    iterator.close()
+    texts = [
+        tokenizer.text(ids[mask]) for ids, mask in zip(batch["ids"], batch["mask"])
+    ]
+    starts = batch["start_seconds"]
+    assert (starts < 1).any() and (starts > 2).any()
+    for text, start in zip(texts, starts):
+        assert "A clip." in text and "to 0:06: more." in text
+        if not 1 <= start <= 2:  # between, little is left of what lasted two seconds
+            assert ("one." in text) == (start < 1)
