@@ -144,7 +144,7 @@ class Cutter:
         for key, segmenter in self._segmenters:
             if key not in found:
                 wave = audio_io.load(audio, segmenter.frontend.rate_hz, name)
-                found[key] = segmenter(wave)
+                found[key] = segmenter(audio_io.to_int16(wave))
         first = found[self._segmenters[0][0]]
         # At another rate a clip may be so much longer that one more segment begins.
         count = min(len(cut["heard"]) for cut in found.values())
