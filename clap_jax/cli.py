@@ -17,7 +17,15 @@ from typing import Any
 
 import clap_jax
 from clap_jax import caption_command, search_command
-from clap_jax.commands import Parser, Progress, add_common, fail, load, printable
+from clap_jax.commands import (
+    Parser,
+    Progress,
+    add_common,
+    check_numbers,
+    fail,
+    load,
+    printable,
+)
 
 EMBED = """Embed sounds, or texts, into one file.
 
@@ -31,12 +39,20 @@ EMBED_END = """examples:
   clap-jax embed --model=runs/quickstart --out=vectors.npz sounds/
   clap-jax embed --model=laion/clap-htsat-unfused --out=vectors.parquet a.wav table.csv
   clap-jax embed --model=630k-audioset-best.pt --out=texts.npz --texts=captions.txt
+  clap-jax embed --segments --hop=10 --model=BEATs.pt --model=openai/whisper-large-v2 \
+    --window=10 --out=features music.csv
 
 results:
   vectors.npz      arrays path (or text), seconds, embedding float32 [n, E], metadata
   vectors.parquet  the same columns
   vectors          a folder of ArrayRecord files, and metadata.json
-  clap_jax.embed.read(OUT) reads all three."""
+  clap_jax.embed.read(OUT) reads all three.
+
+With --segments the result is a folder of ArrayRecord files with an embedding of every
+segment of every clip, what the audio tower (BEATs' and Whisper's also alone) makes of it
+before any head; of several models side by side. Captions and labels of a table, or of any
+other source of training data, are kept beside them, and training takes the folder:
+{"kind": "features", "path": OUT}."""
 
 CLASSIFY = """Which of the labels a sound is, without training (zero-shot).
 
@@ -91,9 +107,40 @@ def _add_embed(commands: Any) -> None:
         epilog=EMBED_END,
     )
     parser.set_defaults(run=embed)
-    add_common(parser, "*")
+    add_common(parser, "*", several=True)
     parser.add_argument(
         "--out", required=True, help="NAME.npz, NAME.parquet, or a folder (ArrayRecord)"
+    )
+    parser.add_argument(
+        "--segments",
+        action="store_true",
+        help="a vector for every segment; FILE may also be a source of training data, "
+        "as JSON or by its path; --model may be given several times",
+    )
+    parser.add_argument(
+        "--window",
+        type=float,
+        metavar="SECONDS",
+        help="length of a segment (default: the first model's window)",
+    )
+    parser.add_argument(
+        "--hop",
+        type=float,
+        metavar="SECONDS",
+        help="from one segment's beginning to the next one's (default: the window)",
+    )
+    parser.add_argument(
+        "--output",
+        choices=("embedding", "projection"),
+        default="embedding",
+        help="of a segment: the audio tower's own, or behind the head (default: "
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float16", "float32"),
+        default="float16",
+        help="of segments' vectors on disk (default: %(default)s)",
     )
     parser.add_argument(
         "--texts",
@@ -140,6 +187,11 @@ def embed(options: argparse.Namespace) -> int:
 
     if bool(options.files) == bool(options.texts):
         fail("embed needs sounds, or --texts=FILE (one of the two)", status=2)
+    if options.segments:
+        return embed_segments(options)
+    if len(options.model) > 1 or options.window or options.hop:
+        fail("several --model, --window and --hop go with --segments", status=2)
+    options.model = options.model[0]
     try:
         stores.check_name(options.out)
         texts = items.texts(options.texts) if options.texts else []
@@ -182,6 +234,41 @@ def embed(options: argparse.Namespace) -> int:
         )
     _report(options.out, kind, summary, clap.width, began)
     return 0 if summary.count else 1
+
+
+def embed_segments(options: argparse.Namespace) -> int:
+    """`clap-jax embed --segments`."""
+    from clap_jax.embed import job, segments, towers
+    from clap_jax.writer import clock
+
+    if options.texts:
+        fail("--segments are of sounds, and --texts of none", status=2)
+    check_numbers(options)
+    began = time.perf_counter()
+    try:
+        source = segments.source_of(options.files)
+        models = towers.load_all(options.model, options.output, options.window)
+        how = segments.Options(
+            options.hop or models[0].frontend.clip_seconds,
+            options.dtype,
+            options.batch_size,
+            options.threads,
+        )
+        with Progress("clips") as progress:
+            found = segments.run(source, models, options.out, how, progress.show)
+    except ValueError as error:
+        fail(str(error), status=2)
+    took = clock(time.perf_counter() - began)
+    when = "was complete already" if found.was_there else f"in {took}"
+    width = sum(model.width for model in models)
+    print(
+        f"{options.out}: {found.clips:,} clips, {found.segments:,} segments "
+        f"({found.silent:,} silent), {options.dtype} [{width}] each, "
+        f"{clock(found.seconds)} of sound, {when}"
+    )
+    if found.bad:
+        print(f"{job.bad_list(options.out)}: {found.bad:,} could not be read, and why")
+    return 0 if found.clips else 1
 
 
 def _zip_vectors(clap: Any, texts: Sequence[str]) -> Iterator[tuple[str, Any]]:

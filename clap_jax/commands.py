@@ -30,8 +30,10 @@ def fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def add_common(parser: Parser, files: str) -> None:
-    parser.add_argument("--model", required=True, help=MODEL)
+def add_common(parser: Parser, files: str, *, several: bool = False) -> None:
+    """Options of all commands; several: --model may be given more than once."""
+    action = "append" if several else "store"
+    parser.add_argument("--model", required=True, action=action, help=MODEL)
     parser.add_argument(
         "--tokenizer",
         metavar="FOLDER",
@@ -60,13 +62,18 @@ def load(options: argparse.Namespace) -> Any:
     """The model of --model."""
     from clap_jax import api
 
+    check_numbers(options)
+    return api.load(
+        options.model, tokenizer=options.tokenizer, batch_size=options.batch_size
+    )
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """End with an error for a batch size or a number of threads below 1."""
     for name in ("batch_size", "threads"):
         if getattr(options, name) < 1:
             flag = name.replace("_", "-")
             fail(f"--{flag} is {getattr(options, name)}, expected 1 or more", status=2)
-    return api.load(
-        options.model, tokenizer=options.tokenizer, batch_size=options.batch_size
-    )
 
 
 def printable(text: str) -> str:

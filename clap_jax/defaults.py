@@ -171,8 +171,8 @@ def default() -> ConfigDict:
     # memory, to see how fast training is without any input.
     config.data.source = "files"
     # Named sources: {"kind": manifest | array_record | tfds | laion_tar | hdf5 |
-    # synthetic, "name": ..., "weight": share of the mixture (0: in proportion to size),
-    # "task": with task.name=answer, options of the kind}.
+    # synthetic | pieces, "name": ..., "weight": share of the mixture (0: in proportion
+    # to size), "task": with task.name=answer, options of the kind}.
     # Any of them may have "generated": a file of captions that `python -m data.caption`
     # made, or several, and "captions": which are used: none (only the clip's own) | all
     # | augment_only (generated ones where there are any) | only (and no other clips),

@@ -20,6 +20,8 @@ MIN_SECONDS = 0.001
 """Shorter clips are refused: there is nothing to hear in them."""
 
 _UNKNOWN_FRAMES = 1 << 40
+_BLOCK_FRAMES = 1 << 18
+_QUALITY = "HQ"
 _REMEDY = "export it again or remove the clip"
 
 
@@ -33,8 +35,19 @@ def read(source: Any, name: str = "") -> tuple[Float32[np.ndarray, " t"], int]:
     source: path, bytes or binary file object; `name` names it in errors.
     Returns the mean over channels, float32 [t], and the rate in Hz. Raises AudioError.
     """
-    name = name or _name_of(source)
+    return _read(source, name or _name_of(source))
+
+
+def _read(
+    source: Any, name: str, target_hz: Real | None = None
+) -> tuple[np.ndarray, Real]:
+    """As `read`, resampled to `target_hz` if given.
+
+    Block by block, which gives the same bits: an hour of stereo takes no more memory
+    than the wave that comes out.
+    """
     opened = _open(source, name)
+    parts, frames, bad = [], 0, 0
     try:
         with soundfile.SoundFile(opened) as file:
             header_frames, rate_hz, kind = file.frames, file.samplerate, file.format
@@ -43,19 +56,30 @@ def read(source: Any, name: str = "") -> tuple[Float32[np.ndarray, " t"], int]:
                     f"{name}: a {kind} stream whose header does not give its length, "
                     "expected a file: encode it again"
                 )
-            samples = file.read(dtype="float32", always_2d=True)
+            stream = None
+            if target_hz not in (None, rate_hz):
+                stream = soxr.ResampleStream(rate_hz, target_hz, 1, quality=_QUALITY)
+            while len(block := file.read(_BLOCK_FRAMES, "float32", always_2d=True)):
+                mono = np.ascontiguousarray(_mono(block), np.float32)
+                frames += len(mono)
+                bad += _not_finite(mono)
+                parts.append(stream.resample_chunk(mono) if stream else mono)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{name}: {_why(error, opened)}") from None
     # soundfile asks for a sample rate when a name ends in .raw.
     except (soundfile.SoundFileError, TypeError) as error:
         raise AudioError(f"{name}: cannot be decoded: {error}; {_REMEDY}") from None
     # The length in an MP3 is an estimate.
-    if len(samples) < header_frames and kind != "MP3":
+    if frames < header_frames and kind != "MP3":
         raise AudioError(
-            f"{name}: truncated: {len(samples)} frames found, its header promises "
+            f"{name}: truncated: {frames} frames found, its header promises "
             f"{header_frames}; {_REMEDY}"
         )
-    return _checked(_mono(samples), rate_hz, name), rate_hz
+    _check(frames, bad, rate_hz, name)
+    if stream is None:
+        return np.concatenate(parts), rate_hz
+    parts.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+    return np.concatenate(parts), target_hz
 
 
 def resample(
@@ -64,7 +88,7 @@ def resample(
     """Resample float32 [t] with soxr at high quality (deterministic)."""
     if rate_hz == target_hz:
         return wave
-    return soxr.resample(wave, rate_hz, target_hz, quality="HQ")
+    return soxr.resample(wave, rate_hz, target_hz, quality=_QUALITY)
 
 
 def load(source: Any, rate_hz: Real, name: str = "") -> Float32[np.ndarray, " t"]:
@@ -77,10 +101,8 @@ def load(source: Any, rate_hz: Real, name: str = "") -> Float32[np.ndarray, " t"
     """
     if isinstance(source, tuple):
         name = name or "array"
-        wave, found_hz = _from_array(source, name)
-    else:
-        wave, found_hz = read(source, name)
-    return resample(wave, found_hz, rate_hz)
+        return resample(*_from_array(source, name), rate_hz)
+    return _read(source, name or _name_of(source), rate_hz)[0]
 
 
 def to_int16(wave: Float32[np.ndarray, "*shape"]) -> Int16[np.ndarray, "*shape"]:
@@ -152,20 +174,28 @@ def _mono(samples: np.ndarray) -> np.ndarray:
 def _checked(wave: np.ndarray, rate_hz: Real, name: str) -> np.ndarray:
     """`wave` as contiguous float32, or an AudioError."""
     wave = np.ascontiguousarray(wave, np.float32)
-    if not len(wave):
+    _check(len(wave), _not_finite(wave), rate_hz, name)
+    return wave
+
+
+def _not_finite(wave: np.ndarray) -> int:
+    return len(wave) - int(np.count_nonzero(np.isfinite(wave)))
+
+
+def _check(samples: int, bad: int, rate_hz: Real, name: str) -> None:
+    """Raise AudioError for a wave of so many samples, of which some are not finite."""
+    if not samples:
         raise AudioError(f"{name}: has no samples; {_REMEDY}")
-    bad = len(wave) - np.count_nonzero(np.isfinite(wave))
     if bad:
         raise AudioError(
-            f"{name}: {bad} of {len(wave)} samples are not finite (NaN or infinite); "
+            f"{name}: {bad} of {samples} samples are not finite (NaN or infinite); "
             f"{_REMEDY}"
         )
-    if len(wave) / rate_hz < MIN_SECONDS:
+    if samples / rate_hz < MIN_SECONDS:
         raise AudioError(
-            f"{name}: {len(wave)} samples at {rate_hz} Hz are "
-            f"{len(wave) / rate_hz:.6f} s, expected {MIN_SECONDS} s or more; {_REMEDY}"
+            f"{name}: {samples} samples at {rate_hz} Hz are "
+            f"{samples / rate_hz:.6f} s, expected {MIN_SECONDS} s or more; {_REMEDY}"
         )
-    return wave
 
 
 def _from_array(source: tuple, name: str) -> tuple[np.ndarray, Real]:

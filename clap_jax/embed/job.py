@@ -75,7 +75,7 @@ def run(
     settings = {"format": FORMAT, **settings}
     stamps = {item: "" for item in items}
     if settings["kind"] == "path":
-        stamps = {item: _stamp(item) for item in stamps}
+        stamps = {item: stamp(item) for item in stamps}
     settings_of_result = {**settings, "items": _digest(items, stamps)}
     parts_folder = out.with_name(f"{out.name}.parts")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -173,7 +173,7 @@ def bad_list(out: str | Path) -> Path:
     return out.with_name(f"{out.name}.bad.csv")
 
 
-def _stamp(path: str) -> str:
+def stamp(path: str) -> str:
     """Changes when a file does; "" for one that cannot be looked at."""
     try:
         found = os.stat(path)

@@ -12,7 +12,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
@@ -53,22 +53,7 @@ class Parts:
         self.folder = folder
         self._held: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
         folder.mkdir(parents=True, exist_ok=True)
-        # Held until this process ends, however it ends.
-        self._lock = (folder / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise PartsError(f"another process is writing to {folder}") from None
-        kept = folder / "settings.json"
-        if kept.is_file():
-            try:
-                _check(folder, json.loads(kept.read_text()), settings)
-            except PartsError:
-                self.close()
-                raise
-        else:
-            config_lib.write_text(kept, json.dumps(settings, indent=2) + "\n")
+        self._lock = lock(folder, settings)
 
     def done(self, stamps: Mapping[str, str]) -> dict[str, Place]:
         """Where those items are that are done.
@@ -146,6 +131,30 @@ class Parts:
         while len(self._held) > _HELD:
             self._held.popitem(last=False)
         return self._held[number]
+
+
+def lock(folder: Path, settings: Mapping[str, Any]) -> TextIO:
+    """Take a folder for one job; what is returned is closed when that has ended.
+
+    settings: kept there, and compared with what is kept. Raises PartsError as `Parts`.
+    """
+    # Held until this process ends, however it ends.
+    held = (folder / "lock").open("w")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        held.close()
+        raise PartsError(f"another process is writing to {folder}") from None
+    kept = folder / "settings.json"
+    if kept.is_file():
+        try:
+            _check(folder, json.loads(kept.read_text()), settings)
+        except PartsError:
+            held.close()
+            raise
+    else:
+        config_lib.write_text(kept, json.dumps(settings, indent=2) + "\n")
+    return held
 
 
 def _texts(values: Any) -> np.ndarray:

@@ -130,7 +130,7 @@ class ModelEncoder(SongEncoder):
         if self.output == "vector" and not guided:
             return spec.classes if isinstance(spec, ClassifierSpec) else spec.embed_dim
         variables = jax.eval_shape(dual.init, jax.random.key(0))
-        example = zoo.example_sound(spec.frontend)
+        example = zoo.example_sound(spec)
         return jax.eval_shape(
             partial(_hear, spec, dual, self.output), variables, example
         ).shape[-1]
@@ -252,9 +252,10 @@ class ModelEncoder(SongEncoder):
         for a model that hears segments, in all of its segments. Raises AudioError.
         """
         frontend = self.spec.frontend
-        wave = io.load(audio, frontend.rate_hz, name)
         if self.hears_segments:
-            return heard_segments(self._prepare.segmenter.whole(wave))
+            whole = self._prepare(audio, name)
+            return heard_segments(self._prepare.segmenter.whole(whole))
+        wave = io.load(audio, frontend.rate_hz, name)
         if frontend.whole_mel:
             clip = self._prepare.example(self._prepare.whole(wave))
             return hear.pieces(clip, frontend, len(wave) / frontend.rate_hz)

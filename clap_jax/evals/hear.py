@@ -14,6 +14,7 @@ from clap_jax import sharding
 from clap_jax.audio import crop
 from clap_jax.audio import frontend as frontend_lib
 from clap_jax.audio.mel import Frontend
+from clap_jax.models import spec as spec_lib
 from clap_jax.models.temporal import Temporal
 from clap_jax.models.tower import Sound
 from clap_jax.pipeline.segments import Segmenter
@@ -78,7 +79,13 @@ def segmenter(spec: Any, shorter_seconds: Sequence[float] = ()) -> Segmenter | N
     options = getattr(spec, "temporal", None)
     if options is None:
         return None
-    made = Segmenter(spec.frontend, options.hop_seconds, options.longest_seconds, ())
+    made = Segmenter(
+        spec.frontend,
+        options.hop_seconds,
+        options.longest_seconds,
+        shorter=(),
+        features_width=spec_lib.features_width(spec),
+    )
     shorter = [made.count(seconds) for seconds in shorter_seconds]
     return dataclasses.replace(made, shorter=tuple(shorter))
 
@@ -102,7 +109,9 @@ def sound(
 
     mesh: that the rows are split over, if they are, inside jit.
     """
-    if "mel" in batch:
+    if "features" in batch:  # of segments, in place of their mels
+        mel = batch["features"][..., None, :]
+    elif "mel" in batch:
         mel = batch["mel"].astype(jnp.float32)
     else:
         log_mel = partial(frontend_lib.log_mel, frontend=frontend, xp=jnp)

@@ -11,8 +11,10 @@ import numpy as np
 from clap_jax.evals import hear
 from clap_jax.evals.batches import Batches
 from clap_jax.evals.hear import Heard
+from clap_jax.models import spec as spec_lib
 from clap_jax.models import temporal
 from clap_jax.models.temporal import Song, Story
+from clap_jax.pipeline.buckets import SEGMENT_FIELDS
 from clap_jax.text.sentences import Sentences
 
 NUMBERS_AT_A_TIME = 2**24
@@ -43,6 +45,12 @@ class SongEncoder(Batches):
     def hears_segments(self) -> bool:
         """Whether clips and texts are compared by `compare`, not by one vector each."""
         return getattr(self.spec, "temporal", None) is not None
+
+    def _silence(self, length: int) -> dict[str, np.ndarray]:
+        width = spec_lib.features_width(self.spec)
+        if width:
+            return {"features": np.zeros(width, np.float32)}
+        return super()._silence(length)
 
     def songs(self, parts: Iterable[Iterable[tuple[int, Heard]]], count: int) -> Song:
         """Numbered clips, each below `count`, as one `temporal.Song` of numpy arrays,
@@ -115,7 +123,7 @@ class SongEncoder(Batches):
 def heard_segments(clip: dict[str, np.ndarray]) -> Heard:
     """A clip of a `Segmenter`, as `Batches` takes it: its segments are its pieces, and
     each is as long as until the next."""
-    pieces = {name: clip[name] for name in ("wave", "seconds", "heard")}
+    pieces = {name: clip[name] for name in SEGMENT_FIELDS if name in clip}
     begin, end = clip["seconds"].T
     return Heard(pieces, np.diff(begin, append=end[-1:]))
 

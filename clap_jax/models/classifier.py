@@ -213,7 +213,7 @@ def build(
 
     @jax.jit
     def init(key: jax.Array) -> dict[str, Any]:
-        example = zoo.example_sound(spec.frontend)
+        example = zoo.example_sound(spec)
         example = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), example)
         keys = jax.random.split(jax.random.fold_in(key, 0))
         heard = audio.init(keys[0], example)

@@ -42,7 +42,7 @@ def build(
     @jax.jit
     def init(key: jax.Array) -> dict[str, Any]:
         keys = jax.random.split(key, 3)
-        example = zoo.example_sound(spec.frontend)
+        example = zoo.example_sound(spec)
         example = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), example)
         heard = audio.init(keys[0], example)
         sequence = jax.eval_shape(

@@ -30,7 +30,7 @@ def build(
     @jax.jit
     def init(key: jax.Array) -> dict[str, Any]:
         keys = jax.random.split(key, 4)
-        example = zoo.example_sound(spec.frontend)
+        example = zoo.example_sound(spec)
         example = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), example)
         heard = audio.init(keys[0], example)
         (embedding, _), _ = jax.eval_shape(audio.apply, heard, example)

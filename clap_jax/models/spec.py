@@ -17,6 +17,7 @@ from clap_jax.models import (
     conv_transformer,
     convnet,
     dual,
+    features,
     gpt2,
     heads,
     htsat,
@@ -33,6 +34,7 @@ AUDIO_TOWERS = {
     "convnet": convnet,
     "whisper": whisper,
     "beats": beats,
+    "features": features,
 }
 TEXT_TOWERS = {"bert": bert, "gpt2": gpt2, "clip_text": clip_text, "bart": bart}
 # What writes captions; GPT-2 is a text tower as well.
@@ -170,6 +172,13 @@ def pads_texts_freely(spec: Any) -> bool:
 def pads_clips_freely(spec: Any) -> bool:
     """Whether a clip has the same embedding however far it is padded."""
     return spec.frontend.whole_clip and _has(spec.audio, _AUDIO_PADDING_IS_HIDDEN)
+
+
+def features_width(spec: Any) -> int:
+    """D of a spec whose audio tower takes features [S, D] of a clip that other towers
+    made; 0 for one that hears sound. Its front end says of which windows they are."""
+    found = getattr(AUDIO_TOWERS[spec.audio.kind], "features_width", None)
+    return found(spec.audio.options) if found else 0
 
 
 def read_spec(path: Path) -> Spec:

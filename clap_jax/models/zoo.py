@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from clap_jax import config as config_lib
-from clap_jax.audio.mel import FRONTENDS, Frontend
+from clap_jax.audio.mel import FRONTENDS
 from clap_jax.models import auxiliary, drop, dual, heads, layers, long
 from clap_jax.models.spec import (
     AUDIO_TOWERS,
     TEXT_TOWERS,
     Spec,
     TowerSpec,
+    features_width,
     from_dict,
     read_spec,
 )
@@ -353,11 +354,18 @@ def examples(
     tokens = (1, text_length or spec.text_length)
     ids = jax.ShapeDtypeStruct(tokens, jnp.int32)
     mask = jax.ShapeDtypeStruct(tokens, jnp.bool_)
-    return example_sound(spec.frontend, clip_frames), ids, mask
+    return example_sound(spec, clip_frames), ids, mask
 
 
-def example_sound(frontend: Frontend, clip_frames: int = 0) -> Sound:
-    """Shapes and dtypes of one clip; clip_frames: how long it is, 0 for a window."""
+def example_sound(spec: Any, clip_frames: int = 0) -> Sound:
+    """Shapes and dtypes of what the audio tower of any spec hears of one clip.
+
+    clip_frames: how long it is, 0 for a window.
+    """
+    width = features_width(spec)
+    if width:
+        return Sound(mel=jax.ShapeDtypeStruct((1, 1, width), jnp.float32))
+    frontend = spec.frontend
     views = (frontend.views,) if frontend.views > 1 else ()
     shape = (1, *views, clip_frames or frontend.clip_frames, frontend.mels)
     return Sound(

@@ -148,9 +148,12 @@ class ArrayRecordSource:
         """One line: how many clips in how many files."""
         plural = "s" if len(self._files) > 1 else ""
         return (
-            f"{self.name}: {len(self)} packed clips in {len(self._files)} file{plural} "
+            f"{self.name}: {self._clips()} in {len(self._files)} file{plural} "
             f"({self._path})"
         )
+
+    def _clips(self) -> str:
+        return f"{len(self)} packed clips"
 
     def digest(self) -> str:
         """Short hex of the headers of all clips, wherever the files are."""
@@ -162,14 +165,15 @@ def write_array_record(
     examples: Iterable[Mapping[str, Any]],
     encoding: str = "flac",
     may_be_empty: bool = False,
+    with_captions: bool = True,
 ) -> int:
     """Write examples (as a `Source` gives them) into one file; returns how many.
 
     Audio that is a path or bytes is copied as it is, undecoded. Audio that is (array,
     rate_hz) becomes mono and is encoded: "flac" keeps 16 bits a sample, "wav" keeps
-    float32 exactly. Raises ValueError for examples without captions, with an id that was
-    there before, or none at all (unless that may be), and AudioError for audio that
-    cannot be had; then there is no file.
+    float32 exactly. Raises ValueError for examples without captions (unless
+    `with_captions` is false), with an id that was there before, or none at all (unless
+    that may be), and AudioError for audio that cannot be had; then there is no file.
     """
     if encoding not in ("flac", "wav"):
         raise ValueError(f"encoding is {encoding!r}, expected 'flac' or 'wav'")
@@ -182,7 +186,7 @@ def write_array_record(
     try:
         headers: dict[str, dict] = {}
         for example in examples:
-            header = _header(example)
+            header = _header(example, with_captions)
             if header["id"] in headers:
                 raise ValueError(f"{path}: two clips have the id {header['id']!r}")
             headers[header["id"]] = header
@@ -231,10 +235,11 @@ def _or_error(function: Callable, *arguments: Any) -> Any:
         return error
 
 
-def _header(example: Mapping[str, Any]) -> dict[str, Any]:
+def _header(example: Mapping[str, Any], with_captions: bool) -> dict[str, Any]:
     header = {key: example[key] for key in HEADER_KEYS}
     captions = header["captions"]
-    if not captions or not all(isinstance(c, str) and c.strip() for c in captions):
+    missing = with_captions and not captions
+    if missing or not all(isinstance(c, str) and c.strip() for c in captions):
         raise ValueError(f"clip {header['id']!r} has no or an empty caption")
     return header
 

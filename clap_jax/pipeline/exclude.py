@@ -24,7 +24,7 @@ class SomeSource:
 
     # Of what some sources have besides: what takes a clip's index, and what does not.
     _BY_INDEX = ("generated", "caption_weights", "fold", "audio_path")
-    _WHOLE = ("audio_files", "origins", "problems")
+    _WHOLE = ("audio_files", "origins", "problems", "features_width")
 
     def __init__(self, source: "Source", kept: Sequence[int], says: str):
         self.name, self._source, self._says = source.name, source, says

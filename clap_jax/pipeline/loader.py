@@ -30,8 +30,10 @@ from clap_jax.pipeline.ops import (
     example_generator,
 )
 from clap_jax.pipeline.order import POOL_BLOCKS, Order
+from clap_jax.pipeline.segments import Segmenter
 from clap_jax.pipeline.sources import Source
 from clap_jax.pipeline.together import Together
+from clap_jax.text import sections
 from clap_jax.text.sentences import Sentences
 from clap_jax.text.tokenize import Tokenizer
 
@@ -178,7 +180,7 @@ class TrainBatches:
         if self._texts is None:
             batch |= self._targets.blank(self._batch_size)
         group = np.empty(self._batch_size, np.int32)
-        texts, beside = [], []
+        texts, told, beside = [], [], []
         for row, (draw, (which, _), clip) in enumerate(zip(draws, places, found)):
             source = self._clips[which].source
             rng = example_generator(self.order.seed, draw)
@@ -188,11 +190,18 @@ class TrainBatches:
                 texts.append(self._text(which, clip.index, rng))
                 if self._targets is not None:
                     beside.append(self._targets.beside(source, clip.index, rng))
-            put(batch, row, prepare.example(clip.whole, rng))
+            example = prepare.example(clip.whole, rng)
+            put(batch, row, example)
+            if prepare.segmenter is not None and self._targets is None:
+                told.append(_of_part(prepare.segmenter, clip.whole, example, texts[-1]))
             group[row] = group_number(source.name, source.group(clip.index))
         bad = np.array([clip.bad for clip in found])
         if self._texts is not None:
-            batch |= self._texts(texts, bad, partial(self._text_of, int(first_draw)))
+            text_of = partial(self._text_of, int(first_draw))
+            if told and told != texts:
+                batch |= self._texts(told, bad, text_of, reckoned=texts)
+            else:
+                batch |= self._texts(texts, bad, text_of)
             for name in beside[0] if beside else ():
                 batch[name] = np.stack([row[name] for row in beside])
         return batch | {"group": group, "bad": bad}
@@ -224,6 +233,21 @@ class TrainBatches:
         for row, result in zip(missing, results, strict=True):
             found[row] = result()
         return found
+
+
+def _of_part(
+    segmenter: Segmenter, whole: np.ndarray, example: dict[str, Any], text: str
+) -> str:
+    """What is true of the part of a clip that is heard: a caption without the sections
+    beyond it, times counted from where it begins. A caption of which nothing would be
+    left stays as it is."""
+    duration_seconds = segmenter.seconds(whole)
+    start_seconds = float(example["start_seconds"])
+    end_seconds = start_seconds + float(example["seconds"][-1, 1])
+    if end_seconds - start_seconds > duration_seconds - 1e-3:
+        return text
+    end_seconds = min(end_seconds, duration_seconds)
+    return sections.within(text, start_seconds, end_seconds, duration_seconds) or text
 
 
 def batch_fields(

@@ -1,9 +1,10 @@
-"""Clips listed in a table (CSV, JSON lines, Parquet) or lying in a folder.
+"""Clips listed in a table (CSV, JSON, JSON lines, Parquet) or lying in a folder.
 
 Columns are found by their names, whatever their case, the first that is there:
 
     audio      path, audio, file, filename, file_name, audio_path, wav
-    captions   caption, captions, text; or caption_1, caption_2, ...
+    captions   caption, captions, text; or caption_1, caption_2, ...; or output, or
+               conversations (what the model says, one answer after the other)
     label      label_text, label, class, category, tags
     id         id (without it, the audio path is the id)
     split      split, subset
@@ -31,6 +32,8 @@ __all__ = ["ManifestError", "ManifestSource", "inspect_manifest"]
 
 AUDIO_COLUMNS = ("path", "audio", "file", "filename", "file_name", "audio_path", "wav")
 CAPTION_COLUMNS = ("caption", "captions", "text")
+# Of files that teach language models about music, where there is none of those.
+ANSWER_COLUMNS = ("output", "conversations")
 NUMBERED_CAPTION = re.compile(r"captions?_?\d+")
 LABEL_COLUMNS = ("label_text", "label", "class", "category", "tags")
 ID_COLUMNS = ("id",)
@@ -64,6 +67,8 @@ class ManifestSource:
         found by themselves (see the module) are not meant. A `label_column` without
         `caption_columns` makes captions from labels even where there is a caption column.
     templates: sentences with one {} for the label, when captions are made from labels.
+    audio_name: how other columns make the files' names, "{ytid}.wav" for MusicCaps;
+        instead of audio_column.
     audio_folder: what relative audio paths are relative to; else the table's own folder.
     where: keep rows by value, {"fold": ["1", "2"], "split": "train"}.
     group_by: "clip", or "label": clips of one label are positives of each other.
@@ -93,11 +98,14 @@ class ManifestSource:
         merge_rows: bool = False,
         check_files: bool = True,
         exclude: str = "",
+        audio_name: str = "",
     ):
         if group_by not in GROUPS:
             raise ValueError(f"group_by is {group_by!r}, expected one of {GROUPS}")
         self.name = name
         table = path if isinstance(path, Table) else tables.read(path)
+        if audio_name:
+            table, audio_column = tables.named(table, audio_name), tables.NAMED
         self._path, self._where = table.path, dict(where or {})
         templates = prompts.checked_templates(templates)
         if isinstance(caption_columns, str):
@@ -223,7 +231,7 @@ def audio_alone(path: str | os.PathLike) -> str:
     """The column of sounds of a table that has neither captions nor labels, "" of any
     other. Raises ManifestError for what is no table."""
     table = tables.read(path, [])
-    texts = (*CAPTION_COLUMNS, *LABEL_COLUMNS)
+    texts = (*CAPTION_COLUMNS, *ANSWER_COLUMNS, *LABEL_COLUMNS)
     numbered = any(NUMBERED_CAPTION.fullmatch(n.lower()) for n in table.columns)
     return "" if numbered or _find(table, texts) else _find(table, AUDIO_COLUMNS)
 
@@ -299,7 +307,8 @@ def _columns(table: Table, chosen: Columns) -> Columns:
     if not captions and not chosen.label:
         one = _find(table, CAPTION_COLUMNS)
         numbered = [n for n in table.columns if NUMBERED_CAPTION.fullmatch(n.lower())]
-        captions = (one,) if one else tuple(numbered)
+        said = _find(table, ANSWER_COLUMNS)
+        captions = (one,) if one else tuple(numbered) or ((said,) if said else ())
     label = chosen.label or _find(table, LABEL_COLUMNS)
     if not captions and not label:
         reason = (
@@ -372,11 +381,17 @@ def _captions(
     """Captions of every row. Of several columns all but one may be empty."""
     result = []
     for row in kept:
-        found = [
-            caption
-            for name in columns.captions
-            for caption in tables.texts(table.columns[name][row])
-        ]
+        try:
+            found = [
+                caption
+                for name in columns.captions
+                for caption in tables.texts(table.columns[name][row])
+            ]
+        except ValueError as error:
+            name = ", ".join(columns.captions)
+            problems.append(Problem(table.lines[row], name, str(error)))
+            result.append(())
+            continue
         captions = tuple(filter(None, found))
         if not captions or (len(columns.captions) == 1 and len(captions) < len(found)):
             name = ", ".join(columns.captions)

@@ -15,6 +15,7 @@ from absl import logging
 from clap_jax.audio import crop, io, views
 from clap_jax.audio import frontend as frontend_lib
 from clap_jax.audio.mel import Frontend
+from clap_jax.pipeline.features import Features
 from clap_jax.pipeline.segments import Segmenter
 
 if TYPE_CHECKING:
@@ -124,7 +125,9 @@ class Prepare:
 
     @property
     def field(self) -> str:
-        """Name of the sound in a batch: "mel" or "wave"."""
+        """Name of the sound in a batch: "mel", "wave" or "features"."""
+        if self.segmenter is not None and self.segmenter.features_width:
+            return "features"
         return "mel" if self.mel == "host" or self.frontend.whole_mel else "wave"
 
     @property
@@ -141,6 +144,8 @@ class Prepare:
     @property
     def dtype(self) -> np.dtype:
         """Dtype of the sound of a finished clip."""
+        if self.field == "features":
+            return np.dtype(np.float32)
         return np.dtype(DTYPES[self.mel])
 
     @property
@@ -171,9 +176,22 @@ class Prepare:
         audio: as `clap_jax.audio.io.load` takes it; `name` names it in errors.
         Returns float16 [frames, F] or int16 [t], the whole clip where a random crop
         follows or the front end needs it, never shorter than one clip (with whole
-        clips, than half a transform, which is reflected at the ends).
-        Raises AudioError.
+        clips, than half a transform, which is reflected at the ends). Of `Features`
+        the table.
+        Raises AudioError; ValueError for sound where features are wanted, and the other
+        way round.
         """
+        width = self.segmenter.features_width if self.segmenter else 0
+        if isinstance(audio, Features) != bool(width):
+            wanted, found = ("features of segments", "sound")[:: 1 if width else -1]
+            raise ValueError(f"{name or 'a clip'}: found {found}, expected {wanted}")
+        if width:
+            if audio.width != width:
+                raise ValueError(
+                    f"{name or 'a clip'}: features of {audio.width} numbers, expected "
+                    f"{width}"
+                )
+            return audio.table()
         return self.whole(io.load(audio, self.frontend.rate_hz, name))
 
     def whole(self, wave: np.ndarray) -> np.ndarray:
@@ -300,8 +318,13 @@ class Clips:
 
 
 def draw_caption(source: "Source", index: int, rng: np.random.Generator) -> str:
-    """One of a clip's captions, as likely as its source says."""
+    """One of a clip's captions, as likely as its source says; ValueError for none."""
     captions = source.captions(index)
+    if not captions:
+        raise ValueError(
+            f"{source.name}: clip {source.id(index)} has no captions: give its source a "
+            "file of them (generated), and captions='only' to leave out clips without"
+        )
     weights = getattr(source, "caption_weights", None)
     return pick_caption(captions, rng, weights and weights(index))
 

@@ -9,6 +9,7 @@ from clap_jax.audio import crop
 from clap_jax.audio.frontend import INT16_SCALE
 from clap_jax.audio.mel import Frontend
 from clap_jax.pipeline.buckets import lengths
+from clap_jax.pipeline.features import Features
 
 SHORTER = (1, 2, 4, 8, 16)
 """Counts of segments below the full one: a compiled program for each."""
@@ -27,7 +28,8 @@ class Segmenter:
     frontend: rate and length of a window. hop_seconds: from the beginning of one to
     that of the next, a window at most. longest_seconds: what of a clip is heard; of a
     longer one, a random part of that length, or its middle. shorter: see
-    `buckets.lengths`.
+    `buckets.lengths`. features_width: D where clips come as `features.Features`, cut
+    already, in place of waves.
     Raises ValueError for a front end that needs the mel of whole clips, a hop that
     leaves gaps, and a part shorter than a window.
     """
@@ -36,6 +38,7 @@ class Segmenter:
     hop_seconds: float
     longest_seconds: float = 300.0
     shorter: Sequence[int] = SHORTER
+    features_width: int = 0
 
     def __post_init__(self) -> None:
         window_seconds = self.frontend.clip_seconds
@@ -65,8 +68,8 @@ class Segmenter:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the longest clip: segments, and samples of each."""
-        return self.counts[-1], self.frontend.clip_samples
+        """Of the longest clip: segments, and samples, or features, of each."""
+        return self.counts[-1], self.features_width or self.frontend.clip_samples
 
     def count(self, seconds: float) -> int:
         """Segments of a clip of this length."""
@@ -83,20 +86,39 @@ class Segmenter:
     ) -> dict[str, np.ndarray]:
         """A clip's segments, as many as there are (S).
 
-        wave: float32 or int16 [t] at the front end's rate, t > 0. rng: draws the part of
-        a longer clip; None: its middle.
-        Returns wave [S, T], of the same dtype; seconds float32 [S, 2], where each begins
+        wave: float32 or int16 [t] at the front end's rate, t > 0; or the table of a
+        `Features`. rng: draws the part of a longer clip; None: its middle.
+        Returns wave [S, T], of the same dtype, or features float32 [S, D]; seconds float32 [S, 2], where each begins
         and ends in the part that is heard; heard bool [S]; start_seconds, float32, where
         that part begins in the clip.
         """
+        if self.features_width:
+            return self._part_of_features(Features.from_table(wave), rng)
         longest = self.longest_samples
         spare = max(len(wave) - longest, 0)
         start = spare // 2 if rng is None else int(rng.integers(spare + 1))
         found = self.whole(wave[start : start + longest])
         return found | {"start_seconds": np.float32(start / self.frontend.rate_hz)}
 
+    def seconds(self, wave: np.ndarray) -> float:
+        """How long a clip is; `wave` as in `__call__`."""
+        if self.features_width:
+            return float(Features.from_table(wave).seconds[-1, 1])
+        return len(wave) / self.frontend.rate_hz
+
+    def _part_of_features(
+        self, clip: Features, rng: np.random.Generator | None
+    ) -> dict[str, np.ndarray]:
+        count = self.counts[-1]
+        spare = max(len(clip.heard) - count, 0)
+        first = spare // 2 if rng is None else int(rng.integers(spare + 1))
+        start_seconds = clip.seconds[first, 0]
+        return clip.part(first, count)._asdict() | {"start_seconds": start_seconds}
+
     def whole(self, part: np.ndarray) -> dict[str, np.ndarray]:
         """As `__call__`, of all of a clip, however long."""
+        if self.features_width:
+            return Features.from_table(part)._asdict()
         rate_hz, samples = self.frontend.rate_hz, self.frontend.clip_samples
         pieces, held = crop.windows(part, samples, self.hop_samples, self.frontend.fill)
         begin = np.arange(len(pieces)) * self.hop_samples

@@ -10,9 +10,11 @@ from clap_jax import config as config_lib
 from clap_jax import remote
 from clap_jax.pipeline.array_record import ArrayRecordSource
 from clap_jax.pipeline.exclude import ExcludingSource, PartSource, SomeSource
+from clap_jax.pipeline.features import FeaturesSource
 from clap_jax.pipeline.generated import GeneratedSource
 from clap_jax.pipeline.hdf5 import Hdf5Source
 from clap_jax.pipeline.manifest import ManifestSource
+from clap_jax.pipeline.pieces import PiecesSource
 from clap_jax.pipeline.synthetic import SyntheticSource
 from clap_jax.pipeline.tars import LaionTarSource
 from clap_jax.pipeline.tfds import INFO, TfdsSource
@@ -36,8 +38,8 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Everything about a clip.
 
-        `audio`: a path, the bytes of an audio file, or (array, rate_hz); `captions`:
-        list of str, at least one; `tags`: list of str; `id` and `group`: str.
+        `audio`: a path, the bytes of an audio file, (array, rate_hz), or
+        `features.Features`; `captions`: list of str, at least one; `tags`: list of str; `id` and `group`: str.
         """
 
     def captions(self, index: int) -> list[str]:
@@ -66,6 +68,8 @@ SOURCES = {
     "tfds": TfdsSource,
     "hdf5": Hdf5Source,
     "synthetic": SyntheticSource,
+    "features": FeaturesSource,
+    "pieces": PiecesSource,
 }
 """Kinds of sources by the name that configs use."""
 

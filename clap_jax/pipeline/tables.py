@@ -1,4 +1,4 @@
-"""Tables of clips from CSV, JSON lines, Parquet, or a folder of sounds, as columns."""
+"""Tables of clips from CSV, JSON, JSON lines, Parquet, or a folder of sounds, as columns."""
 
 import csv
 import difflib
@@ -204,6 +204,28 @@ def _read_json_lines(table: Table, tolerant: bool) -> list[Problem]:
     return problems
 
 
+def _read_json(table: Table, _: bool) -> list[Problem]:
+    table.unit = "item"
+    with _text(table, False) as file:
+        try:
+            rows = json.load(file)
+        except ValueError as error:
+            return [Problem(0, "", f"is not JSON: {error}")]
+    if not isinstance(rows, list):
+        found = f"holds a {type(rows).__name__}"
+        return [Problem(0, "", f"{found}, expected a list of objects [{{...}}, ...]")]
+    problems = [
+        Problem(item, "", f"is a {type(row).__name__}, expected an object {{...}}")
+        for item, row in enumerate(rows, start=1)
+        if not isinstance(row, dict)
+    ]
+    kept = [(item, r) for item, r in enumerate(rows, start=1) if isinstance(r, dict)]
+    table.lines = [item for item, _ in kept]
+    names = dict.fromkeys(key for _, row in kept for key in row)
+    table.columns = {name: [row.get(name) for _, row in kept] for name in names}
+    return problems
+
+
 def _read_parquet(table: Table, _: bool) -> list[Problem]:
     import pyarrow
     from pyarrow import parquet
@@ -219,11 +241,19 @@ def _read_parquet(table: Table, _: bool) -> list[Problem]:
     return []
 
 
+NAMED = "audio_name"
+"""The column that `named` adds."""
+
+FIELD = re.compile(r"{([^{}]*)}")
+
+ASKING, ANSWERING = ("human", "user", "system"), ("gpt", "assistant", "model")
+
 READERS = {
     "csv": _read_csv,
     "tsv": _read_csv,
     "jsonl": _read_json_lines,
     "ndjson": _read_json_lines,
+    "json": _read_json,
     "parquet": _read_parquet,
 }
 
@@ -275,9 +305,54 @@ def texts(value: Any, separator: str = "") -> list[str]:
         except ValueError:
             pass  # a text that happens to begin with a bracket
     if isinstance(value, list | tuple):
+        if value and all(isinstance(item, Mapping) for item in value):
+            return [answers(value)]
         return [text(item) for item in value]
     parts = text(value).split(separator) if separator else [text(value)]
     return [text(part) for part in parts]
+
+
+def answers(turns: Sequence[Mapping[str, Any]]) -> str:
+    """What the model says in a conversation, one answer after the other.
+
+    turns: {"from": "human" | "gpt", "value": text}, or {"role": "user" | "assistant",
+    "content": text}. Raises ValueError for others.
+    """
+    said = []
+    for turn in turns:
+        who = text(turn.get("from", turn.get("role"))).lower()
+        words = turn.get("value", turn.get("content"))
+        if who not in (*ASKING, *ANSWERING) or not isinstance(words, str):
+            raise ValueError(
+                f"a turn of a conversation is {dict(turn)!r:.60}, expected "
+                '{"from": "human" or "gpt", "value": text}'
+            )
+        if who in ANSWERING:
+            said.append(words.strip())
+    return " ".join(filter(None, said))
+
+
+def named(table: Table, pattern: str) -> Table:
+    """The table with one more column, of the file names that a pattern makes of others.
+
+    pattern: "{ytid}.wav" for the column ytid. Raises ManifestError for columns that
+    are not there.
+    """
+    fields = re.findall(FIELD, pattern)
+    if not fields:
+        reason = f"audio_name {pattern!r} has no column in it, such as {{ytid}}"
+        raise table.error(Problem(0, "", reason))
+    for name in fields:
+        if name not in table.columns:
+            reason = f"audio_name {pattern!r}: no such column"
+            known = close(name, table.columns)
+            raise table.error(Problem(0, name, f"{reason} ({known})"))
+    made = [
+        re.sub(FIELD, lambda field: text(table.columns[field[1]][row]), pattern)
+        for row in range(len(table.lines))
+    ]
+    columns = {**table.columns, NAMED: made}
+    return Table(table.path, table.kind, table.folder, columns, table.lines, table.unit)
 
 
 # --- which rows ---

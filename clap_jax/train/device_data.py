@@ -48,6 +48,8 @@ def noise(abstract: dict[str, jax.ShapeDtypeStruct], vocab_size: int) -> Batch:
         match name:
             case "wave" if leaf.dtype == jnp.int16:
                 return jax.random.randint(key, leaf.shape, -8000, 8000, jnp.int16)
+            case "features":
+                return jax.random.normal(key, leaf.shape, leaf.dtype)
             case "wave" | "mel":
                 sound = jax.random.normal(key, leaf.shape, jnp.float32)
                 scale, mean = (10.0, -30.0) if name == "mel" else (0.2, 0.0)

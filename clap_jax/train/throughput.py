@@ -58,7 +58,7 @@ def model_flops(
         def hear(variables, sound, key):
             return dual.encode_audio(variables, sound, train=True, key=key)[0][0]
 
-        sound = zoo.example_sound(spec.frontend, clip_frames)
+        sound = zoo.example_sound(spec, clip_frames)
         lowered = jax.jit(hear).lower(variables, sound, key)
         return 3 * lowered.cost_analysis()["flops"]
 
@@ -76,7 +76,7 @@ def model_flops(
             return dual.token_logits(variables, z, ids, train=True, key=keys[1])
 
         ids = jax.ShapeDtypeStruct((1, text_length or spec.text_length), jnp.int32)
-        sound = zoo.example_sound(spec.frontend, clip_frames)
+        sound = zoo.example_sound(spec, clip_frames)
         lowered = jax.jit(write).lower(variables, key, sound, ids)
         return 3 * lowered.cost_analysis()["flops"]
 

@@ -1,4 +1,4 @@
-"""`python -m data.caption DATA --out=captions.jsonl --by=template|t5|endpoint|captioner`."""
+"""`python -m data.caption DATA --out=OUT --by=template|t5|endpoint|music|captioner`."""
 
 import argparse
 import json
@@ -33,6 +33,9 @@ again, and gives the same file.
 Answers of models that are empty, too long or no caption are asked for again; a clip
 that gets no good one gets the template's caption, and its origin says so.
 
+--by=music listens and measures: sections with their times, tempo, key, loudness; it
+needs no labels, but says those that there are.
+
 A captioner listens: --by=captioner takes a model of this project that writes captions
 of sounds, guided by the clips' labels if it was trained so, and filters what it wrote."""
 
@@ -41,6 +44,7 @@ EPILOG = """examples:
   python -m data.caption shards/ --by=t5 --model=gagan3012/k2t-base --out=t5.jsonl
   python -m data.caption sounds.csv --by=endpoint --url=http://localhost:8000/v1 \\
       --model=some-model --out=llm.jsonl
+  python -m data.caption music/ --by=music --out=long.jsonl
   python -m data.caption sounds.csv --by=captioner --model=runs/captioner --n=5 \\
       --method=sample --clap=runs/clap --min-clap-score=0.2 --top=2 --out=heard.jsonl
 
@@ -49,8 +53,13 @@ training on them, in a config:
    "captions": {"original": 0.5, "t5": 0.5}}"""
 
 # What a run by a model does unless told otherwise, as LAION-CLAP did.
-DEFAULT_RULES = {"template": NONE, "t5": "neutral", "endpoint": "neutral"}
-DEFAULT_MIN_SECONDS = {"template": 0.0, "t5": 2.0, "endpoint": 2.0}
+DEFAULT_RULES = {
+    **{"template": NONE, "music": NONE},
+    **{"t5": "neutral", "endpoint": "neutral"},
+}
+DEFAULT_MIN_SECONDS = {"template": 0.0, "music": 0.0, "t5": 2.0, "endpoint": 2.0}
+
+WITHOUT_MODEL = ("template", "music")
 
 DEFAULT_BEAMS = 4  # of T5
 
@@ -212,9 +221,18 @@ def run(options: argparse.Namespace) -> int:
         name: getattr(options, name) for name in of_table if getattr(options, name)
     }
     min_seconds = _default(options.min_seconds, DEFAULT_MIN_SECONDS[options.by])
-    found = clips_lib.read(options.data, given, min_seconds, options.lengths)
+    by_ear = options.by == "music"
+    found = clips_lib.read(options.data, given, min_seconds, options.lengths, by_ear)
     print(found.description)
-    writer = _writer(options, templates)
+    if by_ear:
+        from data.caption import music  # takes a while to import
+
+        writer = music.Music(found.sound, options.seed)
+        templates = music.Fallback(
+            options.templates, options.template_file, options.seed
+        )
+    else:
+        writer = _writer(options, templates)
     progress = _Progress(options.by)
     summary = job.run(found.clips, writer, templates, rules, options.out, progress)
     print("\n".join(report(options.out, summary, found, min_seconds, rules.table)))
@@ -223,7 +241,7 @@ def run(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> None:
     """Raise ValueError for options that cannot be, or that lack another."""
-    if options.by != "template" and not options.model:
+    if options.by not in WITHOUT_MODEL and not options.model:
         raise ValueError(f"--by={options.by} needs --model")
     if options.by == "endpoint" and not options.url:
         raise ValueError("--by=endpoint needs --url, such as http://localhost:8000/v1")

@@ -30,7 +30,7 @@ class ClipsError(ValueError):
 
 
 class Clip(NamedTuple):
-    """A clip with one label or more, as its source writes them."""
+    """A clip and its labels, as its source writes them."""
 
     id: str
     tags: tuple[str, ...]
@@ -45,7 +45,8 @@ class Clips(NamedTuple):
     """The clips to be captioned, and how many are not.
 
     short: shorter than wanted. without_tags: there is nothing to make a caption of.
-    unknown: clips to be captioned whose length nobody knows.
+    unknown: clips to be captioned whose length nobody knows. source: holds them;
+    places: where in it, by their ids.
     """
 
     clips: list[Clip]
@@ -53,6 +54,12 @@ class Clips(NamedTuple):
     short: int
     unknown: int
     description: str
+    source: Source
+    places: dict[str, int]
+
+    def sound(self, clip_id: str) -> Any:
+        """A clip's audio, as its source gives it."""
+        return self.source[self.places[clip_id]]["audio"]
 
 
 def read(
@@ -60,6 +67,7 @@ def read(
     options: Mapping[str, Any] | None = None,
     min_seconds: float = 0.0,
     lengths: str = "auto",
+    untagged: bool = False,
 ) -> Clips:
     """Find the clips of a table, a folder or shards, in their order.
 
@@ -69,6 +77,7 @@ def read(
     lengths: "auto" takes them from a column (see SECONDS_COLUMNS), else from the headers
         of local sound files; "audio" opens every clip's audio, in shards and stores as
         well; "none" leaves them unknown.
+    untagged: clips without labels are taken too, even a table of nothing but sounds.
 
     Raises ClipsError for data without labels, and what the source finds wrong.
     """
@@ -78,12 +87,17 @@ def read(
     section = {key: section[key] for key in section if key not in _OF_TRAINING}
     if kind == "manifest":
         section.setdefault("check_files", False)
+        if untagged and not {"caption_columns", "label_column"} & set(section):
+            alone = manifest.audio_alone(section["path"])
+            if alone:
+                section["caption_columns"] = (alone,)
     source = sources.build_source(kind, name, section)
     seconds = _Seconds(source, kind, section, lengths if min_seconds else "none")
     clips, without_tags, short, unknown = [], 0, 0, 0
+    places: dict[str, int] = {}
     for index in range(len(source)):
         tags = tuple(source.tags(index))
-        if not tags:
+        if not tags and not untagged:
             without_tags += 1
             continue
         length = seconds(index)
@@ -92,7 +106,9 @@ def read(
             continue
         unknown += length is None
         clips.append(Clip(source.id(index), tags))
-    found = Clips(clips, without_tags, short, unknown, source.description())
+        places[source.id(index)] = index
+    counts = (without_tags, short, unknown)
+    found = Clips(clips, *counts, source.description(), source, places)
     if not clips:
         reason = f"{without_tags} have no labels, {short} are too short"
         raise ClipsError(f"{found.description}: no clips to caption: {reason}")

@@ -143,7 +143,7 @@ def _tower(path: str, converted: Any, labels_file: str, frontend: str) -> Tagger
     tower = zoo.audio_tower(spec)
 
     def init(key: jax.Array) -> dict[str, Any]:
-        example = zoo.example_sound(spec.frontend)
+        example = zoo.example_sound(spec)
         example = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), example)
         own = tower.init(key, example)
         return {name: {"audio": tree} for name, tree in own.items()}

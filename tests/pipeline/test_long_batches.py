@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clap_jax.audio.mel import FRONTENDS
-from clap_jax.pipeline import loader, once
+from clap_jax.pipeline import features, loader, once
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.segments import Segmenter
 from clap_jax.text.sentences import Sentences
@@ -118,3 +118,77 @@ def test_longer_clips_are_cut_at_random_and_in_evaluation_in_the_middle(sentence
 def test_mels_of_segments_are_not_made_by_the_host():
     with pytest.raises(ValueError, match="mel is 'host', expected 'device'"):
         Prepare(FRONTEND, "host", segmenter=SEGMENTER)
+
+
+class Embedded(Songs):
+    """The same clips as features of their segments of a second."""
+
+    def __getitem__(self, index):
+        count = max(round(self.seconds(index)), 1)
+        begin = np.arange(count, dtype=np.float32)
+        rng = np.random.default_rng(index)
+        clip = features.Features(
+            rng.normal(size=(count, 5)).astype(np.float32),
+            np.stack([begin, begin + 1], axis=1),
+            np.arange(count) != 1,
+        )
+        return {**super().__getitem__(index), "audio": clip}
+
+
+def test_features_in_place_of_waves(sentences):
+    segmenter = dataclasses.replace(SEGMENTER, features_width=5)
+    prepare = Prepare(FRONTEND, "device", cache_gib=0.1, segmenter=segmenter)
+    options = {"batch_size": 2, "seed": 1, "threads": 2, "prefetch": 2}
+    dataset = loader.train_dataset(
+        [(Embedded(16), None)], prepare, sentences, **options
+    )
+    fields = loader.batch_fields(prepare, sentences.length, sentences=3)
+    iterator = iter(dataset)
+    found = [next(iterator) for _ in range(12)]
+    iterator.close()
+    assert {batch["features"].shape for batch in found} == {
+        (2, count, 5) for count in (2, 4, 6)
+    }
+    starts = np.concatenate([batch["start_seconds"] for batch in found])
+    assert starts.max() in (1, 2, 3)
+    for batch in found:
+        assert batch.keys() == fields.keys()
+        there = batch["seconds"][..., 1] > 0
+        assert (batch["seconds"][:, 0, 0] == 0).all()
+        assert (batch["heard"] <= there).all() and (
+            batch["features"][~there] == 0
+        ).all()
+    with pytest.raises(ValueError, match="found sound, expected features of segments"):
+        prepare(Songs(1)[0]["audio"])
+    with pytest.raises(ValueError, match="found features of segments, expected sound"):
+        Prepare(FRONTEND, "device")(Embedded(1)[0]["audio"])
+
+
+class Timed(Songs):
+    """Captions that say when; all clips are of nine seconds."""
+
+    def seconds(self, index):
+        return 9.0
+
+    def captions(self, index):
+        return ["A clip. 0:00 to 0:02: one. 0:02 to 0:09: more."]
+
+
+def test_captions_go_with_the_part_that_is_heard():
+    tokenizer = make_tokenizer(64)
+    prepare = Prepare(FRONTEND, "device", segmenter=SEGMENTER)
+    dataset = loader.train_dataset(
+        [(Timed(16), None)], prepare, Sentences(tokenizer, 4), batch_size=8, seed=0
+    )
+    iterator = iter(dataset)
+    batch = next(iterator)
+    iterator.close()
+    texts = [
+        tokenizer.text(ids[mask]) for ids, mask in zip(batch["ids"], batch["mask"])
+    ]
+    starts = batch["start_seconds"]
+    assert (starts < 1).any() and (starts > 2).any()
+    for text, start in zip(texts, starts):
+        assert "A clip." in text and "to 0:06: more." in text
+        if not 1 <= start <= 2:  # between, little is left of what lasted two seconds
+            assert ("one." in text) == (start < 1)

@@ -273,3 +273,75 @@ def test_rows_that_cannot_be_read_may_be_left_out(tmp_path):
     path.write_bytes(b"path,caption\nb.wav\n")
     with pytest.raises(ManifestError, match="line 2: 1 fields"):
         tables.read(path, [])
+
+
+# --- files that teach language models about music ---
+
+
+def conversation(*turns):
+    return [
+        {"from": "gpt" if n % 2 else "human", "value": words}
+        for n, words in enumerate(turns)
+    ]
+
+
+def test_answers_are_captions(sounds):
+    said = conversation("<audio> What is heard?", "A rock song.", "Who?", "A man.")
+    roles = [
+        {"role": "user", "content": "Describe it."},
+        {"role": "assistant", "content": "A slow waltz."},
+    ]
+    rows = [
+        {"id": "a", "audio": "0.flac", "conversations": said},
+        {"id": "b", "audio": "1.flac", "conversations": roles},
+    ]
+    lists = save(sounds, json.dumps(rows), "music.json")
+    lines = save(sounds, "\n".join(map(json.dumps, rows)), "music.jsonl")
+    for path in (lists, lines):
+        source = ManifestSource(path)
+        assert [source.captions(i) for i in range(2)] == [
+            ["A rock song. A man."],
+            ["A slow waltz."],
+        ]
+        assert [source.id(i) for i in range(2)] == ["a", "b"]
+    outputs = [{"audio": "2.flac", "instruction": "Describe.", "output": "Jazz."}]
+    path = save(sounds, json.dumps(outputs), "outputs.json")
+    assert ManifestSource(path).captions(0) == ["Jazz."]
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ({"a": 1}, r"holds a dict, expected a list of objects"),
+        ([1], r"item 1: is a int, expected an object"),
+        (
+            [{"audio": "0.flac", "conversations": [{"who": "me", "value": "x"}]}],
+            r"item 1, column 'conversations': a turn of a conversation is \{'who'",
+        ),
+        (
+            [{"audio": "0.flac", "conversations": conversation("What?")}],
+            r"item 1, column 'conversations': empty caption",
+        ),
+    ],
+)
+def test_bad_answers(sounds, rows, message):
+    path = save(sounds, json.dumps(rows), "music.json")
+    with pytest.raises(ManifestError, match=message):
+        ManifestSource(path)
+    with pytest.raises(ManifestError, match="is not JSON"):
+        ManifestSource(save(sounds, "[{", "broken.json"))
+
+
+def test_names_of_files_are_made_of_columns(sounds, shared_data):
+    path = shared_data / "captions" / "open" / "musiccaps_train.csv"
+    options = {"audio_name": "[{ytid}]-[{start_s}-{end_s}].wav", "check_files": False}
+    source = ManifestSource(path, audio_folder="clips", id_column="ytid", **options)
+    assert len(source) == 2663 and source.id(0) == "-0SdAVK79lg"
+    assert source.audio_path(0) == "clips/[-0SdAVK79lg]-[30-40].wav"
+    assert source.captions(0)[0].startswith("This song features an electric guitar")
+    for name, message in (
+        ("{ytidd}.wav", "no such column .did you mean 'ytid'"),
+        ("x.wav", "has no column in it"),
+    ):
+        with pytest.raises(ManifestError, match=message):
+            ManifestSource(path, audio_name=name)

@@ -244,7 +244,7 @@ def test_plans_and_noise_are_of_full_length(tmp_path):
     assert made.lengths() == ((24,), (), ()) and made.lengths().programs == 1
     assert next(iter(made.train_dataset()))["ids"].shape == (8, 24)
     planned = plan.experiment(tiny_config(), topology.find("cpu:8"))
-    assert programs.of_batch(planned.abstract_batch()) == (24, 0)
+    assert programs.of_batch(planned.abstract_batch()) == (24, 0, 0)
 
 
 # --- whole clips ---

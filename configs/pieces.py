@@ -1,0 +1,91 @@
+"""What only time can tell: which caption belongs to which order of the same sections.
+
+    clap-jax embed --segments --model=runs/quickstart --out=runs/pieces/train \
+        '{"kind": "pieces", "split": "train", "examples": 2000, "alike": 4, "seconds": [120, 180]}'
+    clap-jax embed --segments --model=runs/quickstart --out=runs/pieces/test \
+        '{"kind": "pieces", "split": "test", "gallery": "order", "sections": [5, 5], "seconds": [120, 180]}'
+    python -m clap_jax.main --workdir=runs/pieces/full \
+        --config=configs/pieces.py:runs/pieces/train,test=runs/pieces/test
+
+Pieces of minutes in sections (clap_jax/pipeline/pieces.py), heard by a frozen tower in
+segments of its window, captions of 100 words and more. The test gallery is 120 pieces of
+the same five sections in all their orders, none of which was in training: who does not
+know of time finds one in 120. `without=` leaves out a part of the model.
+"""
+
+from clap_jax import config as config_lib
+from clap_jax.pipeline import sources
+
+# What a model is without: changes of `temporal`, and rates of the parameters.
+WITHOUT = {
+    "": ({}, ()),
+    # Whole embeddings alone, the means of all segments and of the text.
+    "attention": ({"mix_init": 0.0}, (("temporal/.*", 0.0),)),
+    "positions": ({"positions": False}, ()),
+    "sentences": ({"sentences": 0}, ()),
+}
+
+
+def get_config(argument=None):
+    """`:FEATURES,test=FEATURES[,without=attention|positions|sentences][,width=96][,seconds=2.56][,steps=N][,seed=N][,smoke]`.
+
+    width, seconds: D of the features, and how long a segment is.
+    """
+    options = config_lib.parse_argument(
+        argument,
+        path="",
+        test="",
+        without="",
+        width=96,
+        seconds=2.56,
+        steps=1500,
+        seed=0,
+        smoke=False,
+    )
+    if options.without not in WITHOUT:
+        raise config_lib.ConfigError(
+            config_lib.unknown("without", options.without, tuple(WITHOUT)[1:])
+        )
+    temporal, rates = WITHOUT[options.without]
+    config = config_lib.default()
+    config.model = "small_conv"
+    config.model_overrides = {
+        "frontend": {"clip_seconds": options.seconds},
+        "audio": {"kind": "features", "options": {"width": options.width}},
+        "text": {"options": {"position_table": 512}},
+        "text_length": 400,
+        "temporal": {"heads": 4, "sentences": 12, "hop_seconds": options.seconds}
+        | temporal,
+    }
+    config.train.batch_size = 64
+    config.train.total_steps = options.steps
+    config.train.seed = options.seed
+    config.optim.learning_rate = 2e-3
+    config.optim.warmup_percent = 5.0
+    config.optim.lr_multipliers = (*rates, (".*", 1.0))
+    config.data.text_buckets = ()
+    config.data.audio_buckets = (180.0,)
+    # Neighbours are the same sections in another order.
+    config.data.read_together = 4
+    config.checkpoint.every_steps = 500
+
+    source = {"kind": "features", "path": options.path}
+    test = {"kind": "features", "path": options.test}
+    if options.smoke:
+        # Pieces themselves, by a tower that is not frozen.
+        pieces = {"kind": "pieces", "seconds": (120, 121), "sections": (5, 5)}
+        source = pieces | {"split": "train", "examples": 16, "alike": 2}
+        test = pieces | {"split": "test", "gallery": "order", "examples": 6}
+        config.model_overrides = config_lib.plain(config.model_overrides) | {
+            "frontend": {"clip_seconds": 2.0},
+            "audio": {"options": {"widths": (8, 8)}},
+            "temporal": {"hop_seconds": 2.0, "longest_seconds": 8.0, "sentences": 4},
+        }
+        config.train.batch_size = 8
+        config.train.total_steps = config.train.log_steps = 1
+        config.data.audio_buckets, config.data.read_together = (), 1
+    else:
+        sources.section(options.path), sources.section(options.test)
+    config.data.sources = (source,)
+    config.evals.orders = {"kind": "retrieval", "source": test, "every_steps": 500}
+    return config
