@@ -1,7 +1,7 @@
 """Features of segments: any clips through frozen towers, once, restartable.
 
 A batch holds segments of whatever clips they come from, so that memory does not depend
-on how long a clip is. Shards are written one after the other (`pipeline.features`), each
+on how long a clip is. Shards are written one after the other (`pipeline.feature_files`), each
 under its name when it is whole; a job that was killed goes on behind the last of them,
 with batches that begin anew, so that it ends with the same bytes.
 """
@@ -27,7 +27,7 @@ from clap_jax.embed.ahead import read_ahead
 from clap_jax.embed.job import Interrupted
 from clap_jax.embed.stores import StoreError
 from clap_jax.embed.towers import AudioTower
-from clap_jax.pipeline import features, order, sources, tables
+from clap_jax.pipeline import feature_files, order, sources, tables
 from clap_jax.pipeline.array_record import SUFFIX
 from clap_jax.pipeline.features import Features
 from clap_jax.pipeline.segments import Segmenter
@@ -349,7 +349,7 @@ def _embed_rest(
                     yield example
                 on_progress(done, bad, len(source))
 
-        features.write_features(shards.file(shard), good(), options.dtype)
+        feature_files.write_features(shards.file(shard), good(), options.dtype)
         shards.say(shard, said)
 
 

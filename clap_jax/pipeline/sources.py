@@ -10,7 +10,7 @@ from clap_jax import config as config_lib
 from clap_jax import remote
 from clap_jax.pipeline.array_record import ArrayRecordSource
 from clap_jax.pipeline.exclude import ExcludingSource, PartSource, SomeSource
-from clap_jax.pipeline.features import FeaturesSource
+from clap_jax.pipeline.feature_files import FeaturesSource
 from clap_jax.pipeline.generated import GeneratedSource
 from clap_jax.pipeline.hdf5 import Hdf5Source
 from clap_jax.pipeline.manifest import ManifestSource

@@ -15,7 +15,7 @@ from clap_jax.embed.job import Interrupted
 from clap_jax.embed.parts import PartsError
 from clap_jax.models import zoo
 from clap_jax.models.tower import Sound
-from clap_jax.pipeline.features import FeaturesSource
+from clap_jax.pipeline.feature_files import FeaturesSource
 
 OPTIONS = {
     "beats": {

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clap_jax.pipeline import array_record
+from clap_jax.pipeline import array_record, feature_files
+from clap_jax.pipeline.features import Features
 from clap_jax.pipeline.manifest import ManifestSource
 from clap_jax.pipeline.sources import SOURCES, build_source
 from data.datasets import builder, packed
@@ -36,7 +37,16 @@ def sections(tmp_path_factory) -> dict[str, dict]:
     texts = {name: test_hdf5.rows(name) for name in names}
     blat = test_hdf5.write_waves(folder / "blat.h5", waves)
     captions = test_hdf5.write_captions(folder / "train.json", texts)
+    feature_files.write_features(
+        folder / "features.array_record",
+        (
+            _embedded(clip)
+            for clip in map(ManifestSource(table).__getitem__, range(CLIPS))
+        ),
+    )
     return {
+        "features": {"path": str(folder / "features.array_record")},
+        "pieces": {"examples": CLIPS, "seconds": (48, 49)},
         "manifest": {"path": str(table)},
         "array_record": {"path": str(folder / "packed")},
         "tfds": {"dataset": "four", "data_dir": str(folder / "tfds")},
@@ -49,10 +59,19 @@ def sections(tmp_path_factory) -> dict[str, dict]:
     }
 
 
+def _embedded(clip: dict) -> dict:
+    """A clip as features of two segments."""
+    features = np.random.default_rng(len(clip["id"])).normal(size=(2, 3))
+    seconds = np.array([[0, 1], [1, 2]], np.float32)
+    return clip | {"audio": Features(features, seconds, np.array([True, False]))}
+
+
 def same(one: dict, other: dict) -> bool:
     """Whether two clips are the same, samples included."""
     one, other = dict(one), dict(other)
     sounds = one.pop("audio"), other.pop("audio")
+    if isinstance(sounds[0], Features):
+        return one == other and all(map(np.array_equal, *sounds))
     if isinstance(sounds[0], tuple):
         (own, rate_hz), (others, others_hz) = sounds
         return one == other and rate_hz == others_hz and np.array_equal(own, others)

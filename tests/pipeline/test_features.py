@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from clap_jax.audio.io import AudioError
-from clap_jax.pipeline import array_record, features, ops
+from clap_jax.pipeline import array_record, feature_files, ops
 from clap_jax.pipeline.array_record import ArrayRecordError
-from clap_jax.pipeline.features import Features, FeaturesSource
+from clap_jax.pipeline.feature_files import FeaturesSource
+from clap_jax.pipeline.features import Features
 from clap_jax.pipeline.sources import build_source
 from tests.pipeline.clips import RATE_HZ, wave
 
@@ -43,7 +44,7 @@ def packed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     for shard, numbers in enumerate(((0, 1, 2), (3, 4))):
         path = folder / f"songs-{shard:05d}-of-00002.array_record"
-        features.write_features(path, map(example, numbers), "float32")
+        feature_files.write_features(path, map(example, numbers), "float32")
     return folder
 
 
@@ -100,7 +101,9 @@ def test_parts_of_a_source(packed):
 
 def test_captions_may_come_later(tmp_path):
     path = tmp_path / "songs.array_record"
-    features.write_features(path, [example(0, captions=[]), example(1, captions=[])])
+    feature_files.write_features(
+        path, [example(0, captions=[]), example(1, captions=[])]
+    )
     source = FeaturesSource(path)
     with pytest.raises(ValueError, match=r"features: clip 0\.wav has no captions"):
         ops.draw_caption(source, 0, np.random.default_rng(0))
@@ -134,7 +137,7 @@ def test_what_is_wrong_with_a_clip(change, message, tmp_path):
     path = tmp_path / "songs.array_record"
     wrong = example(4, audio=clip()._replace(**change))
     with pytest.raises(ValueError, match=rf"clip '4\.wav': .*{message}"):
-        features.write_features(path, [wrong])
+        feature_files.write_features(path, [wrong])
     assert not list(tmp_path.iterdir())
 
 
@@ -144,7 +147,7 @@ def test_what_is_wrong_with_a_file(tmp_path):
     with pytest.raises(ArrayRecordError, match=r"clip 0\.wav: no features of segments"):
         FeaturesSource(path)
 
-    features.write_features(
+    feature_files.write_features(
         path, [example(0), example(1, audio=clip(2, 8)), example(2)]
     )
     source = FeaturesSource(path)
