@@ -22,7 +22,7 @@ from clap_jax import config as config_lib
 from clap_jax import export as export_lib
 from clap_jax.captions import CaptionWriter
 from clap_jax.evals import class_embeddings
-from clap_jax.loaded import Audio, Loaded, as_list, load_tokenizer
+from clap_jax.loaded import Audio, Loaded, as_list, heard, load_tokenizer
 from clap_jax.models import classifier, zoo
 from clap_jax.models.captioner import CaptionerSpec
 from clap_jax.models.classifier import ClassifierSpec
@@ -169,7 +169,7 @@ class Clap(Loaded):
         Of a model that hears segments, with what attention finds in time; `score` of
         its embeddings is without.
         """
-        if not self._encoder.hears_segments:
+        if not self.hears_segments:
             return self.score(self.embed_audio(audio), self.embed_text(texts))
         texts = [texts] if isinstance(texts, str) else list(texts)
         clips = as_list(audio)
@@ -188,7 +188,7 @@ class Clap(Loaded):
             audio.io.AudioError: the sound cannot be read.
             ValueError: the model hears no segments.
         """
-        if not self._encoder.hears_segments:
+        if not self.hears_segments:
             raise ValueError(
                 f"align needs a model that hears segments, such as a run of "
                 f"configs/collap_roberta.py: {self.spec.name} has one vector a sound"
@@ -254,12 +254,10 @@ class Clap(Loaded):
 
     def _songs(self, clips: Sequence[Audio]) -> Song:
         """Sounds as segments; one is decoded at a time."""
-
-        def heard(number: int, clip: Audio) -> tuple[int, Any]:
-            name = "" if isinstance(clip, str | Path) else f"clip {number}"
-            return number, self._encoder.hear(clip, name)
-
-        parts = ([heard(number, clip)] for number, clip in enumerate(clips))
+        parts = (
+            [(number, heard(self._encoder.hear, number, clip))]
+            for number, clip in enumerate(clips)
+        )
         return self._encoder.songs(parts, len(clips))
 
     def score(self, za: np.ndarray, zt: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ EMBED_END = """examples:
   clap-jax embed --model=runs/quickstart --out=vectors.npz sounds/
   clap-jax embed --model=laion/clap-htsat-unfused --out=vectors.parquet a.wav table.csv
   clap-jax embed --model=630k-audioset-best.pt --out=texts.npz --texts=captions.txt
-  clap-jax embed --segments --hop=10 --model=BEATs.pt --model=openai/whisper-large-v2 \
+  clap-jax embed --segments --hop=10 --model=BEATs.pt --model=openai/whisper-large-v2 \\
     --window=10 --out=features music.csv
 
 results:
@@ -132,15 +132,12 @@ def _add_embed(commands: Any) -> None:
     parser.add_argument(
         "--output",
         choices=("embedding", "projection"),
-        default="embedding",
-        help="of a segment: the audio tower's own, or behind the head (default: "
-        "%(default)s)",
+        help="of a segment: the audio tower's own (default), or behind the head",
     )
     parser.add_argument(
         "--dtype",
         choices=("float16", "float32"),
-        default="float16",
-        help="of segments' vectors on disk (default: %(default)s)",
+        help="of segments' vectors on disk (default: float16)",
     )
     parser.add_argument(
         "--texts",
@@ -189,8 +186,10 @@ def embed(options: argparse.Namespace) -> int:
         fail("embed needs sounds, or --texts=FILE (one of the two)", status=2)
     if options.segments:
         return embed_segments(options)
-    if len(options.model) > 1 or options.window or options.hop:
-        fail("several --model, --window and --hop go with --segments", status=2)
+    of_segments = ("window", "hop", "output", "dtype")
+    if len(options.model) > 1 or any(getattr(options, name) for name in of_segments):
+        flags = ", ".join(f"--{name}" for name in of_segments)
+        fail(f"several --model, {flags} go with --segments", status=2)
     options.model = options.model[0]
     try:
         stores.check_name(options.out)
@@ -247,10 +246,11 @@ def embed_segments(options: argparse.Namespace) -> int:
     began = time.perf_counter()
     try:
         source = segments.source_of(options.files)
-        models = towers.load_all(options.model, options.output, options.window)
+        output, dtype = options.output or "embedding", options.dtype or "float16"
+        models = towers.load_all(options.model, output, options.window)
         how = segments.Options(
             options.hop or models[0].frontend.clip_seconds,
-            options.dtype,
+            dtype,
             options.batch_size,
             options.threads,
         )
@@ -263,7 +263,7 @@ def embed_segments(options: argparse.Namespace) -> int:
     width = sum(model.width for model in models)
     print(
         f"{options.out}: {found.clips:,} clips, {found.segments:,} segments "
-        f"({found.silent:,} silent), {options.dtype} [{width}] each, "
+        f"({found.silent:,} silent), {dtype} [{width}] each, "
         f"{clock(found.seconds)} of sound, {when}"
     )
     if found.bad:

@@ -156,7 +156,7 @@ class Loaded:
         and after `every` clips.
         """
         read = read_ahead(
-            lambda item: _heard(hear, *item),
+            lambda item: heard(hear, *item),
             enumerate(audio),
             threads=threads,
             ahead=2 * self._batch_size + threads,
@@ -199,7 +199,7 @@ class Loaded:
         return self._encoder.clips(parts)
 
 
-def _heard(hear: Callable[[Any, str], Heard], position: int, clip: Audio) -> Heard:
+def heard(hear: Callable[[Any, str], Heard], position: int, clip: Audio) -> Heard:
     """A clip as the model takes it; one without a name is called by its position."""
     name = "" if isinstance(clip, str | Path) else f"clip {position}"
     if isinstance(clip, tuple):

@@ -1,7 +1,7 @@
 """What only time can tell: which caption belongs to which order of the same sections.
 
     clap-jax embed --segments --model=runs/quickstart --out=runs/pieces/train \
-        '{"kind": "pieces", "split": "train", "examples": 2000, "alike": 4, "seconds": [120, 180]}'
+        '{"kind": "pieces", "split": "train", "examples": 768, "alike": 4, "seconds": [120, 180]}'
     clap-jax embed --segments --model=runs/quickstart --out=runs/pieces/test \
         '{"kind": "pieces", "split": "test", "gallery": "order", "sections": [5, 5], "seconds": [120, 180]}'
     python -m clap_jax.main --workdir=runs/pieces/full \
@@ -11,6 +11,9 @@ Pieces of minutes in sections (clap_jax/pipeline/pieces.py), heard by a frozen t
 segments of its window, captions of 100 words and more. The test gallery is 120 pieces of
 the same five sections in all their orders, none of which was in training: who does not
 know of time finds one in 120. `without=` leaves out a part of the model.
+Seen on two cores with `steps=100`, six minutes a run beside others, with a tower of
+`configs/circle.py:part=1/2` and 1,000 steps: R@1 1.00 both ways (seed 1), without
+attention 0.01, without positions 0.01 and 0.02, without sentences 0.01 (seed 0).
 """
 
 from clap_jax import config as config_lib
@@ -69,8 +72,6 @@ def get_config(argument=None):
     config.data.read_together = 4
     config.checkpoint.every_steps = 500
 
-    source = {"kind": "features", "path": options.path}
-    test = {"kind": "features", "path": options.test}
     if options.smoke:
         # Pieces themselves, by a tower that is not frozen.
         pieces = {"kind": "pieces", "seconds": (120, 121), "sections": (5, 5)}
@@ -85,7 +86,10 @@ def get_config(argument=None):
         config.train.total_steps = config.train.log_steps = 1
         config.data.audio_buckets, config.data.read_together = (), 1
     else:
-        sources.section(options.path), sources.section(options.test)
+        source, test = (
+            sources.section(path) | {"kind": "features"}
+            for path in (options.path, options.test)
+        )
     config.data.sources = (source,)
     config.evals.orders = {"kind": "retrieval", "source": test, "every_steps": 500}
     return config

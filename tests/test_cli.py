@@ -251,6 +251,10 @@ def test_convert_is_the_converter(sounds, capsys, tmp_path):
             "--batch-size is 0",
         ),
         (["embed", "--model=m", "--out=v.npz", "sounds", "--threads=x"], "'x'"),
+        (
+            ["embed", "--model=m", "--out=v.npz", "sounds", "--dtype=float32"],
+            "--output, --dtype go with --segments",
+        ),
         (["classify", "--model=m", "--labels=a,b"], "required: FILE|FOLDER|TABLE"),
         (["classify", "--model=m", "--labels=,", "sounds"], "names no label"),
         (["classify", "--model=m", "--labels=a,a", "sounds"], "has 'a' twice"),

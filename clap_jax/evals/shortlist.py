@@ -6,7 +6,7 @@ therefore scored again, and nothing else. What that loses is measured: `recall_l
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 from clap_jax.models.temporal import Song, Story
 
 TEXTS_AT_A_TIME = 8
+CLIPS_AT_A_TIME = 512  # of a full ranking: about as many as a shortlist has
 
 
 class Ranked(NamedTuple):
@@ -41,12 +42,13 @@ class Reranker:
         """By the fused scores of all clips, `depth` of each text."""
         clips, found = len(song.whole), []
         for texts in _blocks(story):
-            # As many clips at a time as a shortlist of a few hundred has.
             parts = [
                 self._block(
-                    self._params, jax.tree.map(lambda x: x[i : i + 512], song), texts
+                    self._params,
+                    jax.tree.map(lambda x: x[i : i + CLIPS_AT_A_TIME], song),
+                    texts,
                 )
-                for i in range(0, clips, 512)
+                for i in range(0, clips, CLIPS_AT_A_TIME)
             ]
             found.append(_best(np.concatenate(parts).T, depth))
         return _joined(found, len(story.whole))
@@ -114,7 +116,7 @@ def _of_one_text(score: Callable, params: object, song: Song, text: Story) -> ja
     return score(params, song, Story(*(x[None] for x in text)))[:, 0]
 
 
-def _blocks(story: Story):
+def _blocks(story: Story) -> Iterator[Story]:
     """A few texts at a time, equally many; the last one is repeated at the end."""
     texts = len(story.whole)
     for start in range(0, texts, TEXTS_AT_A_TIME):

@@ -38,8 +38,8 @@ class SongEncoder(Batches):
             partial(_encode_segments, self.spec, self._dual, self._mesh)
         )
         self._encode_story = jax.jit(partial(_encode_story, self._dual))
-        self._score_block = jax.jit(partial(_score_block, self._dual))
-        self._attention = jax.jit(partial(_attention, self.spec.temporal))
+        self._score_block = jax.jit(self._dual.score)
+        self._attention = jax.jit(partial(temporal.align, self.spec.temporal))
 
     @property
     def hears_segments(self) -> bool:
@@ -139,14 +139,6 @@ def _encode_segments(spec: Any, dual: Any, mesh: Any, variables: Any, batch: Any
 def _encode_story(dual: Any, variables: Any, ids: Any, mask: Any, spans: Any):
     (story, _), _ = dual.encode_text(variables, ids, mask, spans)
     return tuple(story)
-
-
-def _score_block(dual: Any, params: Any, song: Song, story: Story) -> jax.Array:
-    return dual.score(params, song, story)
-
-
-def _attention(options: Any, params: Any, song: Song, story: Story) -> jax.Array:
-    return temporal.align(options, params, song, story)
 
 
 def _block(rows: Any, start: int, count: int) -> Any:

@@ -198,10 +198,9 @@ class TrainBatches:
         bad = np.array([clip.bad for clip in found])
         if self._texts is not None:
             text_of = partial(self._text_of, int(first_draw))
-            if told and told != texts:
-                batch |= self._texts(told, bad, text_of, reckoned=texts)
-            else:
-                batch |= self._texts(texts, bad, text_of)
+            told = told or texts
+            reckoned = None if told == texts else texts
+            batch |= self._texts(told, bad, text_of, reckoned)
             for name in beside[0] if beside else ():
                 batch[name] = np.stack([row[name] for row in beside])
         return batch | {"group": group, "bad": bad}

@@ -183,7 +183,9 @@ class Prepare:
         """
         width = self.segmenter.features_width if self.segmenter else 0
         if isinstance(audio, Features) != bool(width):
-            wanted, found = ("features of segments", "sound")[:: 1 if width else -1]
+            found, wanted = "features of segments", "sound"
+            if width:
+                found, wanted = wanted, found
             raise ValueError(f"{name or 'a clip'}: found {found}, expected {wanted}")
         if width:
             if audio.width != width:
