@@ -11,6 +11,7 @@ from clap_jax.pipeline.answers import Answers
 from clap_jax.pipeline.manifest import ManifestSource
 from clap_jax.pipeline.ops import Prepare
 from clap_jax.text import answers as answers_lib
+from clap_jax.text import tokenize
 from tests.pipeline.clips import FRONTEND, TinySource, make_tokenizer, write_table
 from tests.pipeline.test_loader import all_same, take
 from tests.whole_mel_models import WHOLE, UnequalSource
@@ -37,12 +38,12 @@ def make(tokenizer):
     """Make an iterator; all are closed at the end."""
     iterators = []
 
-    def made(source, front=FRONTEND, batch_size=4, **options):
+    def made(source, front=FRONTEND, batch_size=4, words=tokenizer, **options):
         options = {"seed": 0, "threads": 2, "prefetch": 2} | options
         dataset = loader.train_dataset(
             [(source, None)],
             Prepare(front),
-            tokenizer,
+            words,
             batch_size=batch_size,
             **options,
         )
@@ -145,20 +146,30 @@ def test_a_replacement_does_not_change_the_length(make, tokenizer):
         all_same([joined], [batch])
 
 
-def test_counting_ends_where_the_full_length_is_sure(make, tokenizer, monkeypatch):
+class Counting(tokenize.Tokenizer):
+    """Of this test alone: threads of a loader that was closed may still count."""
+
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer.tokenizer, tokenizer.length)
+        self.counted = []
+
+    def count(self, text):
+        self.counted.append(text)
+        return self.length
+
+
+def test_counting_ends_where_the_full_length_is_sure(make, tokenizer):
     """And a host that is alone counts nothing twice."""
-    counted = []
-    monkeypatch.setattr(
-        type(tokenizer), "count", lambda self, text: counted.append(text) or 16
-    )
-    options = {"text_tokens": TOKENS, "threads": 0}
+    words = Counting(tokenizer)
+    options = {"words": words, "threads": 0}
+    take(make(Talker(40), text_tokens=TOKENS, **options), 5)
+    assert words.counted == []
+    options |= {"batch_size": 2, "shard": (0, 2)}
+    take(make(Talker(40), text_tokens=TOKENS, **options), 5)
+    assert 0 < len(words.counted) <= 5
+    words.counted.clear()
     take(make(Talker(40), **options), 5)
-    assert counted == []
-    take(make(Talker(40), batch_size=2, shard=(0, 2), **options), 5)
-    assert 0 < len(counted) <= 5
-    counted.clear()
-    take(make(Talker(40), batch_size=2, shard=(0, 2), threads=0), 5)
-    assert counted == []
+    assert words.counted == []
 
 
 def test_the_same_after_a_stop(make):
