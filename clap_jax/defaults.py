@@ -177,7 +177,9 @@ def default() -> ConfigDict:
     # made, or several, and "captions": which are used: none (only the clip's own) | all
     # | augment_only (generated ones where there are any) | only (and no other clips),
     # or probabilities by origin, {"original": 0.5, "t5": 0.5}. "exclude": a file of ids
-    # to leave out (data.overlap). "part": "1/2", the first of two parts.
+    # to leave out (data.overlap). "part": "1/2", the first of two parts. "twins": true,
+    # behind each clip the same with its sections, which captions name with times, in
+    # another order: hard negatives of one batch where read_together is 2.
     config.data.sources = ()
     # How sizes make shares: in proportion to weight * size^(1/this), where a source
     # without a weight has weight 1. 1: each as often as it has clips; large: all alike.

@@ -30,11 +30,13 @@ class AudioError(ValueError):
 
 
 def read(source: Any, name: str = "") -> tuple[Float32[np.ndarray, " t"], int]:
-    """Decode WAV, FLAC, Ogg, MP3 and what else libsndfile knows.
+    """A mono clip, float32 [t], at its own rate, and that rate in Hz.
 
-    source: path, bytes or binary file object; `name` names it in errors.
-    Returns the mean over channels, float32 [t], and the rate in Hz. Raises AudioError.
+    source, name: as in `load`; files are WAV, FLAC, Ogg, MP3 and what else libsndfile
+    knows. Raises AudioError.
     """
+    if isinstance(source, tuple):
+        return _from_array(source, name or "array")
     return _read(source, name or _name_of(source))
 
 
@@ -100,8 +102,7 @@ def load(source: Any, rate_hz: Real, name: str = "") -> Float32[np.ndarray, " t"
     files, no samples, samples that are not finite, clips under MIN_SECONDS.
     """
     if isinstance(source, tuple):
-        name = name or "array"
-        return resample(*_from_array(source, name), rate_hz)
+        return resample(*read(source, name), rate_hz)
     return _read(source, name or _name_of(source), rate_hz)[0]
 
 

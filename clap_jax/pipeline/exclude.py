@@ -23,7 +23,7 @@ class SomeSource:
     """
 
     # Of what some sources have besides: what takes a clip's index, and what does not.
-    _BY_INDEX = ("generated", "caption_weights", "fold", "audio_path")
+    _BY_INDEX = ("generated", "caption_weights", "fold", "audio_path", "sections")
     _WHOLE = ("audio_files", "origins", "problems", "features_width")
 
     def __init__(self, source: "Source", kept: Sequence[int], says: str):

@@ -201,7 +201,7 @@ def _time_stages(
         which, index = order(draw)
         try:
             audio = clock("read", reader, which, index)
-            wave, rate_hz = clock("decode", _decoded, audio)
+            wave, rate_hz = clock("decode", io.read, audio)
         except io.AudioError:
             bad += 1
             continue
@@ -260,13 +260,6 @@ class _Reader:
                 return file.read()
         except OSError as error:
             raise io.AudioError(f"{audio}: {error.strerror or error}") from None
-
-
-def _decoded(audio: Any) -> tuple[np.ndarray, float]:
-    """The clip at its own rate."""
-    if isinstance(audio, tuple):
-        return io.load(audio, audio[1]), audio[1]
-    return io.read(audio)
 
 
 def _prepared(

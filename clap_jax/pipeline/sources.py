@@ -18,6 +18,7 @@ from clap_jax.pipeline.pieces import PiecesSource
 from clap_jax.pipeline.synthetic import SyntheticSource
 from clap_jax.pipeline.tars import LaionTarSource
 from clap_jax.pipeline.tfds import INFO, TfdsSource
+from clap_jax.pipeline.twins import TwinsSource
 
 
 class Source(Protocol):
@@ -73,7 +74,7 @@ SOURCES = {
 }
 """Kinds of sources by the name that configs use."""
 
-OF_ALL_KINDS = ("exclude", "part", "generated", "captions")
+OF_ALL_KINDS = ("exclude", "part", "generated", "captions", "twins")
 """Options that every kind takes besides those of its class."""
 
 
@@ -131,11 +132,12 @@ def _kind(path: str) -> str:
 def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
     """Make a source from its kind, its name and the keyword arguments of its class.
 
-    Every kind takes four more: `exclude`, a file with the ids of clips to leave out
+    Every kind takes five more: `exclude`, a file with the ids of clips to leave out
     (see `ExcludingSource`; a manifest's own is documented there); `part`, which of
     several parts it is, as "1/2" (see `PartSource`); `generated`, files of
     captions that were made for its clips, and `captions`, which of them are used (see
-    `GeneratedSource`).
+    `GeneratedSource`); `twins`, whether each clip comes with its sections in another
+    order, too (see `TwinsSource`).
     Raises ValueError for unknown kinds and options, with the names that come close, for
     missing options, and whatever the source finds wrong with its data.
     """
@@ -167,10 +169,15 @@ def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
         source = ExcludingSource(source, more["exclude"])
     if more.get("part"):
         source = PartSource(source, more["part"])
-    if not {"generated", "captions"} & set(more):
-        return source
-    captions = more.get("captions", "all")
-    source = GeneratedSource(source, more.get("generated", ()), captions)
+    if {"generated", "captions"} & set(more):
+        source = _with_captions(source, more)
+    return TwinsSource(source) if more.get("twins") else source
+
+
+def _with_captions(source: Source, options: Mapping[str, Any]) -> Source:
+    """A source with generated captions, of clips that have any where only these count."""
+    captions = options.get("captions", "all")
+    source = GeneratedSource(source, options.get("generated", ()), captions)
     if captions != "only":
         return source
     kept = source.with_generated()

@@ -156,12 +156,7 @@ def _groups(
 def _sound(clip_list: listing.Listing, number: int) -> _Sound:
     name = clip_list.id(number)
     try:
-        audio = clip_list[number]["audio"]
-        if isinstance(audio, tuple):
-            rate_hz = audio[1]
-            wave = audio_io.load(audio, rate_hz, name)
-        else:
-            wave, rate_hz = audio_io.read(audio, name)
+        wave, rate_hz = audio_io.read(clip_list[number]["audio"], name)
     except audio_io.AudioError as error:
         return _Sound(number, None, "broken", str(error))
     peak = float(np.abs(wave).max())

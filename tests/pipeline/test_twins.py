@@ -1,75 +1,209 @@
 """Twins: sections that change places, in the sound and in the caption."""
 
+import json
+import pickle
+
 import numpy as np
 import pytest
+import soundfile
 
-from clap_jax.pipeline import twins
+from clap_jax.audio import io
+from clap_jax.pipeline import loader, twins
+from clap_jax.pipeline.ops import Prepare
 from clap_jax.pipeline.pieces import PiecesSource
+from clap_jax.pipeline.sources import build_source
 from clap_jax.text import sections
+from tests.pipeline.clips import FRONTEND, make_tokenizer
 
 RATE_HZ = 16_000
+TIMED = "A drum. From 0:01 to 0:03 it is loud. From 0:03 to 0:04 it is slow. It ends."
+TURNED = "A drum. From 0:01 to 0:02 it is slow. From 0:02 to 0:04 it is loud. It ends."
 
 
 @pytest.mark.parametrize("style", ["order", "timing", "percent"])
 def test_a_twin_is_a_true_pair(style):
-    source = PiecesSource(style=style, seconds=(50, 60), examples=6)
+    options = {"style": style, "seconds": (50, 60), "examples": 6}
+    plain = build_source("pieces", "mine", options)
+    source = build_source("pieces", "mine", options | {"twins": True})
     for index in range(6):
-        wave, caption = source.wave(index), source.captions(index)[0]
-        known = source.sections(index)
-        new, words, now = twins.twin(
-            wave, RATE_HZ, caption, known, np.random.default_rng(index)
-        )
+        wave, caption = plain.wave(index), plain.captions(index)[0]
+        clip, twin = source[2 * index], source[2 * index + 1]
+        assert clip["id"] == plain.id(index) and clip["captions"][0] == caption
+        np.testing.assert_array_equal(clip["audio"][0], wave)
+        assert clip["group"] == plain.group(index) != twin["group"]
+        new, words = twin["audio"][0], twin["captions"][0]
         assert new.shape == wave.shape and new.dtype == np.float32
         assert words != caption and len(words.split()) == len(caption.split())
-        # Every section sounds as before, and its words name what plays where it is now.
-        names = source.tags(index)
-        order = []
-        for begin, end, said in now:
-            part = new[round(begin * RATE_HZ) : round(end * RATE_HZ)]
-            match = [
-                len(part) == round((e - b) * RATE_HZ)
-                and np.abs(part - wave[round(b * RATE_HZ) :][: len(part)])[
-                    200:-200
-                ].max()
-                == 0
-                for b, e, _ in known
-            ]
-            assert sum(match) == 1
-            order.append(match.index(True))
-            clause = known[order[-1]][2].rstrip(".").split(" ")[-6:]
-            assert " ".join(clause) in said
-        assert sorted(order) == list(range(len(names))) != order
-        assert words.find(now[0][2]) < words.find(now[1][2])
+        known = plain.sections(index)
+        turned = twins.turned([caption], known, plain.id(index))
+        # Every section sounds as before, where the twin's caption says.
+        assert sorted(turned.order) == list(range(len(known))) != turned.order
+        moved = sections.moved([part[:2] for part in known], turned.order)
+        for (begin, end), which in zip(moved, turned.order, strict=True):
+            part = new[round(begin * RATE_HZ) : round(end * RATE_HZ)][200:-200]
+            old = wave[slice(*(round(edge * RATE_HZ) for edge in known[which][:2]))]
+            np.testing.assert_array_equal(part, old[200:-200])
+        ends = [" ".join(known[w][2].rstrip(".").split()[-6:]) for w in turned.order]
+        places = [words.find(end) for end in ends]
+        assert min(places) >= 0 and places == sorted(places)
         if style == "timing":
-            assert sections.timed(words, len(wave) / RATE_HZ) == now
+            said = sections.timed(words, len(wave) / RATE_HZ)
+            np.testing.assert_allclose([part[:2] for part in said], moved, atol=0.5)
 
 
-def test_the_same_generator_gives_the_same_twin():
-    wave = np.arange(100, dtype=np.float32)
-    parts = [(0.0, 4.0, "A."), (5.0, 7.0, "B."), (7.0, 9.0, "C.")]
-    made = [
-        twins.twin(wave, 10, "A. B. C.", parts, np.random.default_rng(s))
-        for s in (0, 0)
-    ]
-    np.testing.assert_array_equal(made[0][0], made[1][0])
-    assert made[0][1:] == made[1][1:]
-    orders = {
-        twins.twin(wave, 10, "A. B. C.", parts, np.random.default_rng(s))[1]
-        for s in range(60)
-    }
-    assert len(orders) == 5 and "A. B. C." not in orders
+@pytest.fixture
+def table(tmp_path):
+    """A table of clips of 5 s, each second of which is on a level of its own."""
+
+    def made(*captions):
+        steps = np.repeat(np.arange(1, 6) / 10, 1000).astype(np.float32)
+        rows = []
+        for number, texts in enumerate(captions):
+            soundfile.write(tmp_path / f"{number}.wav", steps, 1000, "FLOAT")
+            rows.append({"path": f"{number}.wav", "captions": texts})
+        path = tmp_path / "songs.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {"path": str(path), "twins": True}
+
+    return made
+
+
+def levels(wave):
+    """The level in the middle of each second, in tenths."""
+    return np.rint(10 * wave[500::1000]).astype(int).tolist()
+
+
+def test_files_with_times_in_their_captions(table):
+    other = TIMED.replace("A drum", "Drums")
+    source = build_source(
+        "manifest", "songs", table([TIMED, "All in all a drum.", other])
+    )
+    assert len(source) == 2 and source.id(1) == "0.wav, twin"
+    assert source.captions(0) == [TIMED, "All in all a drum.", other]
+    assert source.captions(1) == [TURNED, TURNED.replace("A drum", "Drums")]
+    wave, rate_hz = source[1]["audio"]
+    assert rate_hz == 1000 and levels(wave) == [1, 4, 2, 3, 5]
+    copy = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(copy[1]["audio"][0], wave)
+    assert copy.digest() == source.digest()
+    assert source.description().endswith("each with its sections in another order too")
+    plain = build_source("manifest", "songs", {"path": table([TIMED])["path"]})
+    assert plain.digest() != source.digest()
+
+
+def test_percent_is_of_the_sound(table):
+    text = "From 0% to 40% it is loud. From 40% to 60% it is slow. It ends."
+    source = build_source("manifest", "songs", table([text]))
+    expected = "From 0% to 20% it is slow. From 20% to 60% it is loud. It ends."
+    assert source.captions(1) == [expected]
+    assert levels(source[1]["audio"][0]) == [3, 1, 2, 4, 5]
 
 
 @pytest.mark.parametrize(
-    "parts",
+    "text",
     [
-        [],
-        [(0.0, 9.0, "A.")],
-        [(0.0, 5.0, "A."), (4.0, 9.0, "B.")],
-        [(0.0, 5.0, "A."), (5.0, 19.0, "B.")],
-        [(0.0, 5.0, "A."), (5.0, 9.0, "D.")],
+        "A drum.",
+        "From 0:01 to 0:03 it is loud.",
+        "From 0:00 to 0:03 it is loud. From 0:01 to 0:05 it is slow.",
+        "The first 20% is loud. From 40% to 60% it is slow.",
+        "[0:00] It is loud. [0:03] It is slow.",
+        "From 0:01 to 0:02 it is loud. From 60% to 80% it is slow.",
     ],
 )
-def test_clips_without_a_twin(parts):
-    wave = np.ones(100, np.float32)
-    assert twins.twin(wave, 10, "A. B.", parts, np.random.default_rng(0)) is None
+def test_a_clip_without_a_twin_is_a_positive_of_itself(table, text):
+    source = build_source("manifest", "songs", table([text]))
+    clip, again = source[0], source[1]
+    assert clip["id"] != again.pop("id") and clip.items() >= again.items()
+    assert source.group(0) == source.group(1)
+    assert source.captions(0) == source.captions(1) == [text]
+
+
+def test_sections_beyond_the_end_are_a_damaged_clip(table):
+    late = TIMED.replace("0:04", "0:09")
+    source = build_source("manifest", "songs", table([late], [TIMED]))
+    with pytest.raises(
+        io.AudioError, match="0.wav, twin: a section ends at 9 s.* 5.0 s"
+    ):
+        source[1]
+    assert isinstance(source[0]["audio"], str)
+    assert levels(source[3]["audio"][0]) == [1, 4, 2, 3, 5]
+
+
+def test_captions_of_a_twin_are_as_likely_as_those_they_come_from(table, tmp_path):
+    made = tmp_path / "made.jsonl"
+    lines = [("loud", "a"), ("fast", "b")]
+    made.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "id": "0.wav",
+                    "caption": TIMED.replace("loud", word),
+                    "origin": {"kind": kind},
+                }
+            )
+            + "\n"
+            for word, kind in lines
+        )
+    )
+    options = table(["All in all a drum."]) | {
+        "generated": str(made),
+        "captions": {"original": 0.5, "a": 0.125, "b": 0.375},
+    }
+    source = build_source("manifest", "songs", options)
+    assert source.caption_weights(0) == [0.5, 0.125, 0.375]
+    assert source.captions(1) == [TURNED, TURNED.replace("loud", "fast")]
+    assert source.caption_weights(1) == [0.25, 0.75]
+
+
+def test_tars_are_read_together(tmp_path):
+    """What a shard gives for several clips at once are twins as well."""
+
+    class Together(PiecesSource):
+        def read(self, indices):
+            return [self[i] if i != 2 else io.AudioError("gone") for i in indices]
+
+    source = twins.TwinsSource(Together(seconds=(50, 60), examples=3))
+    clip, twin, broken = source.read([2, 3, 5])
+    assert clip["id"] == source.id(2) and twin["id"] == source.id(3)
+    np.testing.assert_array_equal(twin["audio"][0], source[3]["audio"][0])
+    assert isinstance(broken, io.AudioError)
+
+
+def test_both_come_in_one_batch(table):
+    source = build_source("manifest", "songs", table(*([TIMED] for _ in range(4))))
+    dataset = loader.train_dataset(
+        [(source, None)],
+        Prepare(FRONTEND),
+        make_tokenizer(200),
+        batch_size=8,
+        seed=0,
+        threads=0,
+        read_together=2,
+    )
+    iterator = iter(dataset)
+    batch = next(iterator)
+    iterator.close()
+    assert not batch["bad"].any()
+    assert len(set(batch["group"].tolist())) == 8
+    assert len({tuple(row) for row in batch["ids"].tolist()}) == 2
+
+
+def test_features_have_no_sound():
+    class Features(PiecesSource):
+        features_width = 96
+
+    source = Features()
+    source.name = "mine"
+    with pytest.raises(ValueError, match="'mine': twins: its clips are features"):
+        twins.TwinsSource(source)
+
+
+def test_all_orders_but_the_own_come():
+    wave = np.repeat(np.arange(1, 4), 3).astype(np.float32)
+    spans = [(0.0, 3.0), (3.0, 6.0), (6.0, 9.0)]
+    rng = np.random.default_rng(0)
+    orders = {tuple(twins.another(rng, 3)) for _ in range(60)}
+    assert len(orders) == 5 and (0, 1, 2) not in orders
+    for order in orders:
+        new = twins.rearranged(wave, 1, spans, order)
+        assert new[1::3].tolist() == [which + 1 for which in order]
