@@ -153,8 +153,8 @@ def default() -> ConfigDict:
     # Largest global gradient norm; 0 = no clipping.
     config.optim.clip_norm = 1.0
     # [regex, factor] over parameter paths, first match wins, every parameter must
-    # match: learning-rate multipliers (0 freezes; the towers of a classifier, and tower
-    # or decoder of a captioner, frozen whole, run as in evaluation) ...
+    # match: learning-rate multipliers (0 freezes; a tower, or a captioner's decoder, that
+    # is frozen whole runs as in evaluation) ...
     config.optim.lr_multipliers = ((".*", 1.0),)
     # ... and weight-decay multipliers (biases, norms and scales are spared).
     config.optim.decay_multipliers = (

@@ -95,6 +95,23 @@ def from_linen(module: nn.Module) -> Tower:
     return Tower(init, apply)
 
 
+def as_evaluated(tower: Tower) -> Tower:
+    """A tower that runs as in evaluation, whatever `train` says: nothing is dropped,
+    and its state stays."""
+
+    def apply(
+        variables: Mapping[str, Any],
+        x: Any,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> tuple[tuple[Any, dict[str, Any]], Any]:
+        del train, key
+        return tower.apply(variables, x, train=False)
+
+    return tower._replace(apply=apply)
+
+
 def defaults(module: type[nn.Module]) -> dict[str, Any]:
     """The options of a linen module and their defaults, without what belongs to a run."""
     return {

@@ -1,7 +1,7 @@
 """The table of models. A family is a row here: front end, towers, heads, tokenizer."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from clap_jax.models.spec import (
     read_spec,
 )
 from clap_jax.models.temporal import Temporal
-from clap_jax.models.tower import Sound, Tower
+from clap_jax.models.tower import Sound, Tower, as_evaluated
 
 __all__ = ["SPECS", "Spec", "TowerSpec", "build", "get_spec", "read_spec"]
 
@@ -267,6 +267,7 @@ def build(
     frequency_drop: float = 0.0,
     token_drop: float = 0.0,
     segment_chunk: int = 4,
+    frozen: Collection[str] = (),
 ) -> dual.Dual:
     """The functions of a spec. Nothing is computed until they are called.
 
@@ -275,8 +276,9 @@ def build(
     see `layers.rematerialised`. patch_drop, frequency_drop, token_drop: shares that
     towers leave out when they run with `train`, of patches along time and along
     frequency, and of tokens of text; see `drop` and each tower. segment_chunk: of a
-    model with `temporal`, segments of each clip at a time. Parameters do not depend on
-    any of them.
+    model with `temporal`, segments of each clip at a time. frozen: of "audio" and
+    "text", the towers that run as in evaluation under `train`, too. Parameters do not
+    depend on any of them.
     Errors: ValueError on an unknown dtype or remat, shares that are not in [0, 1) or
     leave nothing, a tower that cannot drop, and tokens that would be missing from
     sentences.
@@ -294,6 +296,8 @@ def build(
         token_drop=token_drop,
         full_length=spec.text_length,
     )
+    audio = as_evaluated(audio) if "audio" in frozen else audio
+    text = as_evaluated(text) if "text" in frozen else text
     head = heads.tower(spec.head, spec.embed_dim)
     common = {
         "examples": (sound, (ids, mask)),

@@ -349,8 +349,9 @@ def duals(
 
     The first leaves out `train.patch_drop` of the patches, `train.frequency_drop` of
     the bands and `train.token_drop` of the words; both are one where nothing is left
-    out. remat: the config's unless given. Raises ConfigError, and ValueError where a
-    tower cannot leave out so much.
+    out. A tower that is frozen whole runs as in evaluation (no dropout, its batch norm's
+    statistics stay). remat: the config's unless given. Raises ConfigError, and
+    ValueError where a tower cannot leave out so much.
     """
     settings = config.train
     if not 0 <= settings.undropped_percent <= 100:
@@ -360,6 +361,8 @@ def duals(
     names = ("patch_drop", "frequency_drop", "token_drop")
     drops = {name: settings[name] for name in names if settings[name]}
     compute = {"dtype": config.precision, "remat": remat or config.remat}
+    if still := tasks.frozen_towers(config, spec):
+        compute["frozen"] = still
     undropped = tasks.build(spec, **compute)
     return (tasks.build(spec, **compute, **drops) if drops else undropped), undropped
 

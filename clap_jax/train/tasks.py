@@ -85,6 +85,17 @@ def build(spec: Spec, **compute: Any) -> Model:
     return made.build(spec, **compute)
 
 
+def frozen_towers(config: ConfigDict, spec: Spec) -> tuple[str, ...]:
+    """Of a pair of towers, those whose every parameter has the rate multiplier 0."""
+    no_rate = any(not factor for _, factor in config.optim.lr_multipliers)
+    if not (isinstance(spec, zoo.Spec) and no_rate):
+        return ()
+    rates = _rates(config, build(spec))
+    return tuple(
+        side for side in ("audio", "text") if not any(jax.tree.leaves(rates[side]))
+    )
+
+
 def loss_facts(config: ConfigDict, spec: Spec, mesh: Mesh) -> dict[str, Any]:
     """How the loss is made; "reason" is a line for the log."""
     if isinstance(spec, zoo.Spec):
@@ -142,7 +153,7 @@ def contrast(
     Where the model has a decoder of captions, their mean cross entropy over the tokens
     of the batch, times `task.caption_weight`, is added. Raises ConfigError for mixup
     beside it: there is no caption of two clips. What has the rate multiplier 0, and is
-    of a tower, is not differentiated.
+    of a tower, is not differentiated; see `frozen_towers` for one that is frozen whole.
     """
     options, _ = choose_loss(config, spec, mesh)
     rates = _rates(config, dual)

@@ -12,6 +12,7 @@ from absl import logging
 
 from clap_jax import checkpoint, sharding
 from clap_jax import config as config_lib
+from clap_jax.models import zoo
 from clap_jax.train import experiment, loop, starts
 from clap_jax.train import state as state_lib
 from clap_jax.train import step as step_lib
@@ -220,6 +221,41 @@ def test_one_stage_without_drops(tmp_path, monkeypatch):
     assert made.undropped_from(100) == 0
     models, compiled = stages(monkeypatch, made, 0, 3)
     assert compiled == 1 and len(models) == 3
+
+
+@pytest.mark.parametrize(
+    ("rules", "still"),
+    [
+        ([("audio/.*", 0.0)], {"audio"}),
+        ([("text/.*", 0.0)], {"text"}),
+        ([("(audio|text)(_projection)?/.*", 0.0)], {"audio", "text"}),
+        ([("audio/.*(bias|scale)", 0.0)], set()),
+        ([], set()),
+    ],
+)
+def test_a_tower_that_is_frozen_whole_runs_as_in_evaluation(rules, still):
+    """Dropout by chance, and by the batch's statistics, in all others."""
+    small = {
+        "audio.options.widths": (8, 8),
+        "text.options": {"depth": 1, "dropout": 0.1},
+    }
+    spec = zoo.get_spec("small_conv", small)
+    made = config_lib.default()
+    made.optim.lr_multipliers = (*rules, (".*", 1.0))
+    dual, undropped = experiment.duals(made, spec)
+    variables = undropped.init(jax.random.key(0))
+    sound, ids, mask = zoo.examples(spec)
+    rng = np.random.default_rng(0)
+    mel = rng.normal(-40, 15, (4, *sound.mel.shape[1:])).astype(np.float32)
+    rows = np.broadcast_to(np.arange(ids.shape[1]), (4, ids.shape[1]))
+    inputs = {"audio": (mel,), "text": (rows, np.ones(rows.shape, bool))}
+    for side, given in inputs.items():
+        encode = getattr(dual, f"encode_{side}")
+        plain, state = encode(variables, *given)
+        (z, _), new_state = encode(variables, *given, train=True, key=jax.random.key(1))
+        assert np.array_equal(z, plain[0]) == (side in still)
+        if side in still:
+            jax.tree.map(np.testing.assert_array_equal, new_state, state)
 
 
 def test_a_run_with_all_of_it(tmp_path):
