@@ -30,6 +30,9 @@ def default() -> ConfigDict:
     # Activations recomputed in the backward pass: none | dots (all but the results of
     # weight matrices) | blocks (all but the inputs of blocks). Less memory, more work.
     config.remat = "none"
+    # Of a model that hears segments: so many of each clip are in the audio tower at a
+    # time, and memory in training follows this, not the length of clips.
+    config.segment_chunk = 4
 
     # --- where -----------------------------------------------------------------
     config.mesh = ConfigDict()

@@ -41,9 +41,10 @@ def as_segments(audio: Any) -> Segments:
     return Segments(as_arrays(audio.sound), seconds.astype(jnp.float32), heard)
 
 
-def at_once(segments: int, chunk: int) -> int:
-    """The largest divisor of `segments` that is no more than `chunk`."""
-    return next(n for n in range(min(chunk, segments), 0, -1) if segments % n == 0)
+def chunks(segments: int, chunk: int) -> tuple[int, int]:
+    """As few chunks of at most `chunk` as hold all segments, and their equal size."""
+    count = -(-segments // chunk)
+    return count, -(-segments // count)
 
 
 def over(tower: Tower, chunk: int) -> Callable[..., Any]:
@@ -52,7 +53,8 @@ def over(tower: Tower, chunk: int) -> Callable[..., Any]:
 
     chunk: segments of each clip at a time. The backward pass computes each chunk again,
     so that memory is what one chunk takes, however long the clips are, and not more
-    than the mels for all others. Running statistics go from chunk to chunk.
+    than the mels for all others. Running statistics go from chunk to chunk; where
+    chunks do not come out even, some segments are heard twice for them.
     Raises ValueError for a chunk below 1.
     """
     if chunk < 1:
@@ -66,7 +68,7 @@ def over(tower: Tower, chunk: int) -> Callable[..., Any]:
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         batch, segments = sound.mel.shape[:2]
-        size = at_once(segments, chunk)
+        count, size = chunks(segments, chunk)
 
         def one(state: Any, part: Any) -> tuple[Any, jax.Array]:
             sound, number = part
@@ -80,15 +82,17 @@ def over(tower: Tower, chunk: int) -> Callable[..., Any]:
             return state, embedding.reshape(batch, size, -1)
 
         def cut(x: jax.Array) -> jax.Array:
-            x = x.reshape(batch, -1, size, *x.shape[2:])
-            return jnp.moveaxis(x, 1, 0)
+            more = x[:, : count * size - segments]
+            x = jnp.concatenate([x, more], axis=1) if more.size else x
+            return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
 
-        if size == segments:
+        if count == 1:
             state, embeddings = one(variables["state"], (sound, 0))
             return embeddings, state
-        parts = jax.tree.map(cut, sound), jnp.arange(segments // size)
+        parts = jax.tree.map(cut, sound), jnp.arange(count)
         step = jax.checkpoint(one, prevent_cse=False)
         state, embeddings = jax.lax.scan(step, variables["state"], parts)
-        return jnp.moveaxis(embeddings, 0, 1).reshape(batch, segments, -1), state
+        embeddings = jnp.moveaxis(embeddings, 0, 1).reshape(batch, count * size, -1)
+        return embeddings[:, :segments], state
 
     return apply

@@ -361,6 +361,8 @@ def duals(
     names = ("patch_drop", "frequency_drop", "token_drop")
     drops = {name: settings[name] for name in names if settings[name]}
     compute = {"dtype": config.precision, "remat": remat or config.remat}
+    if getattr(spec, "temporal", None):
+        compute["segment_chunk"] = config.segment_chunk
     if still := tasks.frozen_towers(config, spec):
         compute["frozen"] = still
     undropped = tasks.build(spec, **compute)

@@ -107,7 +107,7 @@ def test_silence_throughout_is_heard(variables, clips):
 
 
 def test_chunks_change_nothing(variables, clips):
-    """Two of six at a time, or all: values and gradients in training."""
+    """Two or four of six at a time, or all: values and gradients in training."""
 
     def run(long):
         def total(params):
@@ -121,16 +121,30 @@ def test_chunks_change_nothing(variables, clips):
         sides = {name: params[name] for name in ("audio", "audio_projection")}
         return jax.jit(jax.value_and_grad(lambda part: total(params | part)))(sides)
 
-    (few, slopes), (every, want) = (run(model(segment_chunk=n)) for n in (2, 6))
-    np.testing.assert_allclose(few, every, rtol=1e-5)
-    for x, y in zip(*map(jax.tree.leaves, (slopes, want)), strict=True):
-        assert np.abs(y).max() > 1e-6
-        np.testing.assert_allclose(x, y, atol=1e-4 * np.abs(y).max())
+    every, want = run(model(segment_chunk=6))
+    for chunk in (2, 4):
+        few, slopes = run(model(segment_chunk=chunk))
+        np.testing.assert_allclose(few, every, rtol=1e-5)
+        for x, y in zip(*map(jax.tree.leaves, (slopes, want)), strict=True):
+            assert np.abs(y).max() > 1e-6
+            np.testing.assert_allclose(x, y, atol=1e-4 * np.abs(y).max())
 
 
-def test_a_chunk_divides_the_segments():
-    sizes = [segments.at_once(*sizes) for sizes in ((12, 5), (7, 4), (3, 8), (30, 30))]
-    assert sizes == [4, 1, 3, 30]
+def test_a_prime_number_of_segments_is_cut():
+    """The last three of (0 1 2) (3 4 5) (6 0 1)."""
+    sizes = [segments.chunks(*sizes) for sizes in ((12, 5), (7, 4), (3, 8), (30, 30))]
+    assert sizes == [(3, 4), (2, 4), (1, 3), (1, 30)]
+    shapes = []
+
+    def apply(variables, sound, *, train, key):
+        shapes.append(sound.mel.shape)
+        return (sound.mel.sum((1, 2))[:, None] * variables["params"], {}), 0
+
+    run = segments.over(Tower(None, apply), 3)
+    mel = jnp.arange(2 * 7 * 4 * 5, dtype=jnp.float32).reshape(2, 7, 4, 5)
+    found, _ = run({"params": 2.0, "state": 0}, Sound(mel))
+    np.testing.assert_array_equal(found[..., 0], 2 * mel.sum((2, 3)))
+    assert set(shapes) == {(6, 4, 5)}
 
 
 def test_running_statistics_go_from_chunk_to_chunk():
