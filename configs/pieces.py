@@ -1,7 +1,7 @@
 """What only time can tell: which caption belongs to which order of the same sections.
 
     clap-jax embed --segments --model=runs/quickstart --out=runs/pieces/train \
-        '{"kind": "pieces", "split": "train", "examples": 768, "alike": 4, "seconds": [120, 180]}'
+        '{"kind": "pieces", "split": "train", "examples": 768, "alike": 4, "sections": [4, 6], "seconds": [120, 180]}'
     clap-jax embed --segments --model=runs/quickstart --out=runs/pieces/test \
         '{"kind": "pieces", "split": "test", "gallery": "order", "sections": [5, 5], "seconds": [120, 180]}'
     python -m clap_jax.main --workdir=runs/pieces/full \
@@ -56,7 +56,7 @@ def get_config(argument=None):
         "frontend": {"clip_seconds": options.seconds},
         "audio": {"kind": "features", "options": {"width": options.width}},
         "text": {"options": {"position_table": 512}},
-        "text_length": 400,
+        "text_length": 288,
         "temporal": {"heads": 4, "sentences": 12, "hop_seconds": options.seconds}
         | temporal,
     }
@@ -66,7 +66,7 @@ def get_config(argument=None):
     config.optim.learning_rate = 2e-3
     config.optim.warmup_percent = 5.0
     config.optim.lr_multipliers = (*rates, (".*", 1.0))
-    config.data.text_buckets = ()
+    config.data.text_buckets = (224,)
     config.data.audio_buckets = (180.0,)
     # Neighbours are the same sections in another order.
     config.data.read_together = 4
@@ -84,7 +84,8 @@ def get_config(argument=None):
         }
         config.train.batch_size = 8
         config.train.total_steps = config.train.log_steps = 1
-        config.data.audio_buckets, config.data.read_together = (), 1
+        config.data.text_buckets = config.data.audio_buckets = ()
+        config.data.read_together = 1
     else:
         source, test = (
             sources.section(path) | {"kind": "features"}
