@@ -80,7 +80,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
         update_at = _compiled(experiment, optimizer, state, steps)
         experiment.keep()
         writer = opened.enter_context(_writer(config, workdir, total_steps, start_step))
-        meter = _meter(experiment, start_step)
+        meter, ahead = _meter(experiment, start_step), programs.Ahead()
         window = Window(config.profile, workdir, start_step)
         opened.callback(window.close)
         results: dict[str, Result] = {}
@@ -141,6 +141,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Result]:
                     update.prepare(batch)
             with jax.transfer_guard("disallow"):
                 state = update(state, batch)
+                ahead.wait(state.step)
             meter.count(update.clip_flops(batch))
 
             # 5. Log.

@@ -1,9 +1,11 @@
 """The compiled steps of a run: one program for each length of its batches."""
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from clap_jax import config as config_lib
@@ -12,6 +14,9 @@ from clap_jax.models import spec as spec_lib
 from clap_jax.pipeline import buckets
 
 Batch = dict[str, Any]
+
+STEPS_AHEAD = 2
+"""So many steps may wait for the devices, which are then never idle."""
 
 
 class Lengths(NamedTuple):
@@ -129,3 +134,20 @@ class Programs:
     def clip_flops(self, batch: Batch) -> float:
         """Model FLOPs that a step needs for a clip of such a batch."""
         return self._made[of_batch(batch)][1]
+
+
+class Ahead:
+    """Keeps the host from running away from the devices, for which it never waits by
+    itself: batches would pile up, and a run that is told to end would first have to
+    make all steps until the next line of the log."""
+
+    def __init__(self):
+        self._marks: deque[jax.Array] = deque()
+        self._mark = jax.jit(jnp.copy)  # that no later step takes the memory of
+
+    def wait(self, number: jax.Array) -> None:
+        """number: an array of the state after the newest step. Returns once no more
+        than `STEPS_AHEAD` steps are under way."""
+        self._marks.append(self._mark(number))
+        if len(self._marks) > STEPS_AHEAD:
+            jax.block_until_ready(self._marks.popleft())

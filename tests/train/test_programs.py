@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import os
 import shutil
+import subprocess
+import sys
 import types
 
 import jax
@@ -294,3 +297,34 @@ def test_whole_clips_of_mixed_lengths(sounds, tmp_path, seen):
     expected = losses(tmp_path / "one")
     assert losses(tmp_path / "few") == pytest.approx(expected, rel=1e-4)
     assert len(expected) == 6
+
+
+RUN_AHEAD = """
+import jax, jax.numpy as jnp
+from clap_jax.train import programs
+
+update = jax.jit(
+    lambda x: jax.lax.fori_loop(0, 40, lambda _, y: jnp.tanh(y @ y), x),
+    donate_argnums=0,
+)
+ahead, x, marks = programs.Ahead(), jnp.full((500, 500), 0.01), []
+for _ in range(8):
+    x = update(x)
+    marks.append(ahead._mark(x))
+    {wait}
+    print(sum(not mark.is_ready() for mark in marks))
+"""
+
+
+@pytest.mark.parametrize("wait", ["", "ahead.wait(x)"])
+def test_the_host_does_not_run_away(wait):
+    """Steps under way after each, in a process where dispatch does not wait as here."""
+    found = subprocess.run(
+        [sys.executable, "-c", RUN_AHEAD.format(wait=wait)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    under_way = [int(line) for line in found.stdout.split()]
+    assert (max(under_way) > programs.STEPS_AHEAD) == (not wait)
