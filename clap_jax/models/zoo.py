@@ -136,15 +136,26 @@ _COLLAP_TEXT = {
 }
 
 
-def _collap(text: str) -> Spec:
+# Its audio towers: the part of a row's name, front end, tower.
+_COLLAP_AUDIO = {
+    "": (FRONTENDS["beats"], TowerSpec("beats")),
+    "joint_": (
+        dataclasses.replace(FRONTENDS["beats"], beside=(FRONTENDS["whisper"],)),
+        TowerSpec("joint", {"parts": {"beats": {}, "whisper": WHISPER_SIZES["large"]}}),
+    ),
+}
+
+
+def _collap(audio: str, text: str) -> Spec:
     """Five minutes in segments of 10 s, 250 words in sentences. The paper (arXiv
     2410.02271) joins BEATs with Whisper and gives no formulas that could be read; this
-    has BEATs alone, and `models.temporal`."""
+    has BEATs alone or both, and `models.temporal`."""
+    frontend, tower = _COLLAP_AUDIO[audio]
     kind, options, tokenizer, vocab_size, text_length = _COLLAP_TEXT[text]
     return Spec(
-        name=f"collap_{text}",
-        frontend=FRONTENDS["beats"],
-        audio=TowerSpec("beats"),
+        name=f"collap_{audio}{text}",
+        frontend=frontend,
+        audio=tower,
         text=TowerSpec(kind, options),
         head="linear",
         embed_dim=512,
@@ -196,7 +207,7 @@ SPECS: dict[str, Spec] = {
         MSCLAP_2022,
         MSCLAP_2023,
         BLAT,
-        *(_collap(text) for text in _COLLAP_TEXT),
+        *(_collap(audio, text) for audio in _COLLAP_AUDIO for text in _COLLAP_TEXT),
         _small("small_transformer", "small_16k", TowerSpec("conv_transformer"), 14.0),
         _small("small_conv", "small_22k", TowerSpec("convnet"), 10.0),
     )
@@ -227,7 +238,7 @@ def get_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Spec:
 
     `overrides` has dotted keys ("audio.options.depth"), nested tables, or both. A new
     `audio.kind` or `text.kind` starts from that kind's own defaults, and `frontend`
-    may be the name of a row in `FRONTENDS`.
+    may be the name of a row in `FRONTENDS`, as may each of `frontend.beside`.
     Errors: ValueError on an unknown name or key, with the closest known ones.
     """
     if name not in SPECS:
@@ -249,13 +260,19 @@ def changed(
             continue
         if over[side].get("kind", base[side]["kind"]) != base[side]["kind"]:
             base[side] = {"kind": over[side]["kind"], "options": {}}
-    if isinstance(over.get("frontend"), str):
-        if over["frontend"] not in FRONTENDS:
-            raise ValueError(
-                config_lib.unknown("front end", over["frontend"], FRONTENDS)
-            )
-        over["frontend"] = dataclasses.asdict(FRONTENDS[over["frontend"]])
+    front = over.get("frontend")
+    if isinstance(front, str):
+        over["frontend"] = _row(front)
+    elif isinstance(front, Mapping) and isinstance(front.get("beside"), list | tuple):
+        beside = [_row(one) if isinstance(one, str) else one for one in front["beside"]]
+        over["frontend"] = {**front, "beside": beside}
     return _merged(base, over)
+
+
+def _row(name: str) -> dict[str, Any]:
+    if name not in FRONTENDS:
+        raise ValueError(config_lib.unknown("front end", name, FRONTENDS))
+    return dataclasses.asdict(FRONTENDS[name])
 
 
 def build(
@@ -367,9 +384,14 @@ def example_sound(spec: Any, clip_frames: int = 0) -> Sound:
         return Sound(mel=jax.ShapeDtypeStruct((1, 1, width), jnp.float32))
     frontend = spec.frontend
     views = (frontend.views,) if frontend.views > 1 else ()
-    shape = (1, *views, clip_frames or frontend.clip_frames, frontend.mels)
+    mels = tuple(
+        jax.ShapeDtypeStruct(
+            (1, *views, clip_frames or one.clip_frames, one.mels), jnp.float32
+        )
+        for one in (frontend, *frontend.beside)
+    )
     return Sound(
-        mel=jax.ShapeDtypeStruct(shape, jnp.float32),
+        mel=mels if frontend.beside else mels[0],
         longer=jax.ShapeDtypeStruct((1,), jnp.bool_) if views else None,
         frames=jax.ShapeDtypeStruct((1,), jnp.int32) if frontend.whole_clip else None,
     )

@@ -396,6 +396,11 @@ def _where_mels_are_made(config: ConfigDict, spec: tasks.Spec) -> str:
             f"data.mel is 'host', expected 'device' or 'auto': {spec.name} hears "
             "segments, which come as waves"
         )
+    if where == "host" and spec.frontend.beside:
+        raise config_lib.ConfigError(
+            f"data.mel is 'host', expected 'device' or 'auto': {spec.name} hears several "
+            "log-mels of each wave"
+        )
     if where == "device" and whole:
         raise config_lib.ConfigError(
             f"data.mel is 'device', expected 'host' or 'auto': {spec.name} needs the "

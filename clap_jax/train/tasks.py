@@ -107,8 +107,18 @@ def loss_facts(config: ConfigDict, spec: Spec, mesh: Mesh) -> dict[str, Any]:
 def augmented(
     key: jax.Array, heard: Sound, config: augment_lib.Augment
 ) -> tuple[Sound, augment_lib.Mix | None]:
-    """The batch's sound after augmentation, and who was mixed with whom (mixup)."""
-    mel, mix = augment_lib.augment(key, heard.mel, config, frames=heard.frames)
+    """The batch's sound after augmentation, and who was mixed with whom (mixup).
+
+    Several mels of a clip, of front ends beside each other, get what one key draws.
+    """
+    several = isinstance(heard.mel, tuple)
+    mels, mixes = zip(
+        *(
+            augment_lib.augment(key, mel, config, frames=heard.frames)
+            for mel in (heard.mel if several else (heard.mel,))
+        )
+    )
+    mel, mix = mels if several else mels[0], mixes[0]
     if mix is None:
         return heard._replace(mel=mel), None
     longer, frames = heard.longer, heard.frames
