@@ -115,12 +115,13 @@ def test_recipes():
 
 @pytest.fixture(scope="module")
 def run(files, tmp_path_factory):
-    """The workdir of two steps, the second after a restart, and variables after each."""
-    workdir, after = tmp_path_factory.mktemp("run") / "run", []
-    for steps in (1, 2):
-        loop.train(settings(files, steps), workdir)
-        after.append(sharding.flatten(checkpoint.load_variables(workdir)))
-    return workdir, after
+    """The workdir of two steps, and variables after each."""
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    loop.train(settings(files, 2), workdir)
+    steps = (workdir / "checkpoints" / str(step) for step in (1, 2))
+    return workdir, [
+        sharding.flatten(checkpoint.load_variables(step)) for step in steps
+    ]
 
 
 def test_each_part_begins_with_its_file_and_learns_at_its_rate(files, run):
