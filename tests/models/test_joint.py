@@ -153,6 +153,19 @@ def test_a_model_of_both():
         zoo.build(spec, patch_drop=0.5)
 
 
+@pytest.mark.parametrize("long", [False, True])
+def test_whole_models_hear_both(heard, long):
+    """One window, with segments and without; nothing is computed."""
+    changes = {name: x for name, x in SMALL.items() if name != "temporal.heads"}
+    changes["temporal"] = {"heads": 2} if long else None
+    dual = zoo.build(zoo.get_spec("collap_joint_roberta", changes))
+    variables = jax.eval_shape(dual.init, jax.random.key(0))
+    assert set(variables["params"]["audio"]) == {"beats", "whisper", "norm"}
+    (za, _), state = jax.eval_shape(dual.encode_audio, variables, heard)
+    assert (za.whole if long else za).shape == (2, 8)
+    assert jax.tree.structure(state) == jax.tree.structure(variables["state"])
+
+
 def test_the_published_sizes():
     """BEATs and Whisper large-v2, 768 and 1,280 wide."""
     spec = zoo.get_spec("collap_joint_roberta")

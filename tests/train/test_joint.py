@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -13,11 +14,13 @@ import transformers
 import clap_jax
 from clap_jax import checkpoint, cli, convert, sharding
 from clap_jax import config as config_lib
+from clap_jax.audio.augment import Augment
 from clap_jax.convert import beats, rules
 from clap_jax.convert.starts import TowerStart
 from clap_jax.models import zoo
+from clap_jax.models.tower import Sound
 from clap_jax.pipeline.feature_files import FeaturesSource
-from clap_jax.train import experiment, loop, starts
+from clap_jax.train import experiment, loop, starts, tasks
 from tests import small_models
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -216,6 +219,21 @@ def test_a_part_of_another_size_is_listed(files, tmp_path):
     message = r"params/audio/whisper/block0/mlp/up/bias has shape \(32,\), expected"
     with pytest.raises(checkpoint.CheckpointError, match=message):
         started(config, files, tmp_path)
+
+
+def test_augmentation_draws_once_for_all_mels():
+    rng = np.random.default_rng(0)
+    mels = tuple(jnp.asarray(rng.normal(-40, 5, (4, n, 8)), "f4") for n in (10, 12))
+    config = Augment(gain_db=6.0, mixup_alpha=0.5)
+    heard, mix = tasks.augmented(jax.random.key(0), Sound(mels), config)
+    loud, _ = tasks.augmented(jax.random.key(0), Sound(mels), Augment(gain_db=6.0))
+    gains = [np.asarray(y - x).mean((1, 2)) for x, y in zip(mels, loud.mel)]
+    np.testing.assert_allclose(*gains, atol=1e-4)
+    assert np.ptp(gains[0]) > 1
+    for number, mel in enumerate(mels):
+        alone, again = tasks.augmented(jax.random.key(0), Sound(mel), config)
+        np.testing.assert_array_equal(heard.mel[number], alone.mel)
+        np.testing.assert_array_equal(mix.partner, again.partner)
 
 
 def test_mels_are_made_on_the_device(files, tmp_path):
