@@ -95,6 +95,18 @@ def log_mel(
     return 10 * xp.log10(xp.maximum(mels, xp.float32(frontend.floor_power)))
 
 
+def log_mels(
+    wave: Float32[Any, "*batch T"] | Int16[Any, "*batch T"],
+    frontend: mel.Frontend,
+    xp: ModuleType = np,
+) -> Any:
+    """What a model hears of a wave: its `log_mel`, and where there are front ends beside,
+    a tuple of all of theirs, this one's first."""
+    if not frontend.beside:
+        return log_mel(wave, frontend, xp)
+    return tuple(log_mel(wave, one, xp) for one in (frontend, *frontend.beside))
+
+
 def _power(wave: Any, frontend: mel.Frontend, xp: ModuleType) -> Any:
     """Power in mel bands on a device: [..., T] to [..., N, F]."""
     frames = _windowed(frame(wave, frontend, xp), frontend, xp)

@@ -4,10 +4,13 @@ import base64
 import dataclasses
 import functools
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from clap_jax import config as config_lib
 
 BANKS = ("slaney", "htk", "kaldi", "stored")
 FILLS = ("repeatpad", "pad", "repeat")
@@ -59,6 +62,9 @@ class Frontend:
         frames; `clip_seconds` is then the length of a training crop.
     bank_values, window_values: a filter bank [bins, F] and a window [n_fft] that no
         formula gives, as `pack` writes them; "" for the bank above and Hann's window.
+    beside: front ends of the same waves whose log-mels a model hears beside this one's,
+        as the `joint` tower does; given as front ends or as tables of their values.
+        They have the rate of this one, and windows of its length, whatever they say.
     """
 
     rate_hz: int
@@ -78,6 +84,7 @@ class Frontend:
     whole_clip: bool = False
     bank_values: str = ""
     window_values: str = ""
+    beside: tuple["Frontend", ...] = ()
 
     def __post_init__(self):
         if self.bank not in BANKS:
@@ -106,6 +113,31 @@ class Frontend:
                 f"mel range is {self.fmin_hz} to {self.fmax_hz} Hz, expected a rising "
                 f"range within 0 to {nyquist_hz} Hz"
             )
+        if not isinstance(self.beside, list | tuple):
+            raise ValueError(f"beside is {self.beside!r}, expected several front ends")
+        beside = tuple(self._beside(number) for number in range(len(self.beside)))
+        object.__setattr__(self, "beside", beside)
+
+    def _beside(self, number: int) -> "Frontend":
+        """One of those beside, of this window. Raises ValueError for what cannot be."""
+        one, name = self.beside[number], f"frontend.beside[{number}]"
+        if not isinstance(one, Frontend):
+            if not isinstance(one, Mapping):
+                raise ValueError(f"{name} is {one!r}, expected a table")
+            one = config_lib.build(Frontend, one, name)
+        for field in ("rate_hz", "fill", "int16_trip"):
+            found, wanted = getattr(one, field), getattr(self, field)
+            if found != wanted:
+                raise ValueError(
+                    f"{name} has {field} {found!r}, expected {wanted!r}: front ends "
+                    "beside each other hear the same waves"
+                )
+        if self.whole_mel or one.whole_mel or one.beside:
+            raise ValueError(
+                f"{name}: front ends beside each other take windows, without views, "
+                "and have no others beside them"
+            )
+        return dataclasses.replace(one, clip_seconds=self.clip_seconds)
 
     @property
     def whole_mel(self) -> bool:

@@ -102,6 +102,8 @@ def _spec_facts(spec: AnySpec) -> dict[str, str]:
 
 def _tower(kind: str, options: Mapping[str, Any]) -> str:
     shown = ("width", "widths", "depth", "depths", "heads", "mlp", "fusion", "pool")
+    if "parts" in options:
+        return " beside ".join(_tower(*part) for part in options["parts"].items())
     words = [f"{name} {options[name]}" for name in shown if name in options]
     if options.get("classes"):
         words.append(f"AudioSet head of {options['classes']} classes")
@@ -118,11 +120,12 @@ def front_end(frontend: mel.Frontend) -> str:
         else f"{frontend.bank} bank for {rate_hz} Hz, {frontend.fmin_hz:g} to "
         f"{frontend.fmax_hz:g} Hz"
     )
-    return (
+    words = (
         f"{frontend.rate_hz} Hz, {frontend.clip_seconds:g} s, window "
         f"{frontend.window_samples}{window}, hop {frontend.hop_samples}, "
         f"{frontend.mels} mels, {bank}"
     )
+    return "; beside it ".join([words, *map(front_end, frontend.beside)])
 
 
 def _groups(

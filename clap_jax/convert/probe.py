@@ -71,9 +71,10 @@ def sound(frontend: Frontend) -> Sound:
     """
     samples = frontend.clip_samples
     if frontend.views == 1:
-        mel = frontend_lib.log_mel(waves(frontend.rate_hz, samples), frontend)
-        frames = np.full(len(mel), mel.shape[1], np.int32)
-        return Sound(mel, frames=frames if frontend.whole_clip else None)
+        mel = frontend_lib.log_mels(waves(frontend.rate_hz, samples), frontend)
+        if not frontend.whole_clip:
+            return Sound(mel)
+        return Sound(mel, frames=np.full(len(mel), mel.shape[1], np.int32))
     stacks = []
     for i, wave in enumerate(waves(frontend.rate_hz, samples * 3 // 2)):
         mel = frontend_lib.log_mel(wave if i % 2 else wave[:samples], frontend)

@@ -17,6 +17,7 @@ from clap_jax.convert.starts import TowerStart
 from clap_jax.evals import hear
 from clap_jax.models import spec as spec_lib
 from clap_jax.models import zoo
+from clap_jax.models.tower import rows
 
 OUTPUTS = ("embedding", "projection")
 """Of what comes out: the tower's own, or behind the head, before it is normalised."""
@@ -116,7 +117,7 @@ def _vectors(path: str | Path, spec: Any, output: str) -> Callable[..., jax.Arra
 
         def project(variables: Any, sound: Any) -> jax.Array:
             (_, aux), _ = dual.encode_audio(variables, sound)
-            return aux["projection"].reshape(sound.mel.shape[0], -1)
+            return aux["projection"].reshape(rows(sound), -1)
 
         return project
     options = _options(spec)

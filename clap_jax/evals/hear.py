@@ -67,7 +67,8 @@ def front_end(frontend: Frontend) -> str:
     bank = f"{frontend.mels} {frontend.bank} mel bands"
     bands = f"{bank} {frontend.fmin_hz:g}-{frontend.fmax_hz:g} Hz"
     trip = ", samples through int16" if frontend.int16_trip else ""
-    return f"{bands}, {sizes}, FFT {frontend.n_fft}{trip}"
+    words = f"{bands}, {sizes}, FFT {frontend.n_fft}{trip}"
+    return "; beside it ".join([words, *map(front_end, frontend.beside)])
 
 
 def segmenter(spec: Any, shorter_seconds: Sequence[float] = ()) -> Segmenter | None:
@@ -105,7 +106,8 @@ def sound(
     batch: Mapping[str, jax.Array], frontend: Frontend, mesh: Mesh | None = None
 ) -> Sound:
     """What the audio tower gets of a batch: log-mels in float32, as they came or from
-    waves, int16 or float32, and what is known of their length.
+    waves, int16 or float32, and what is known of their length. A tuple of mels where
+    the front end has others beside it.
 
     mesh: that the rows are split over, if they are, inside jit.
     """
@@ -114,7 +116,7 @@ def sound(
     elif "mel" in batch:
         mel = batch["mel"].astype(jnp.float32)
     else:
-        log_mel = partial(frontend_lib.log_mel, frontend=frontend, xp=jnp)
+        log_mel = partial(frontend_lib.log_mels, frontend=frontend, xp=jnp)
         if mesh is not None and mesh.size > 1:
             # The compiler does not split a Fourier transform: every device would get
             # the waves of all, and transform them all.

@@ -15,7 +15,7 @@ import jax
 from clap_jax import config as config_lib
 from clap_jax.audio.mel import FRONTENDS, Frontend
 from clap_jax.models import heads, prefix, recurrent, zoo
-from clap_jax.models.spec import AUDIO_TOWERS, TowerSpec, from_dict
+from clap_jax.models.spec import AUDIO_TOWERS, TowerSpec, check_front_ends, from_dict
 from clap_jax.models.tower import complete
 
 # How a captioner hears, and the decoder and the mapper that this takes.
@@ -68,6 +68,7 @@ class CaptionerSpec:
         ):
             if name not in known:
                 raise ValueError(config_lib.unknown(role, name, known))
+        check_front_ends(self)
         for name in ("embed_dim", "text_length", "vocab_size"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:

@@ -18,7 +18,13 @@ from jaxtyping import Array, Float
 from clap_jax import config as config_lib
 from clap_jax.audio.mel import Frontend
 from clap_jax.models import dual, heads, zoo
-from clap_jax.models.spec import AUDIO_TOWERS, Spec, TowerSpec, from_dict
+from clap_jax.models.spec import (
+    AUDIO_TOWERS,
+    Spec,
+    TowerSpec,
+    check_front_ends,
+    from_dict,
+)
 from clap_jax.models.tower import Tower
 
 # What the heads hear: the projection before L2 (LAION), after it, or the tower alone.
@@ -86,6 +92,7 @@ class ClassifierSpec:
         ):
             if name not in known:
                 raise ValueError(config_lib.unknown(role, name, known))
+        check_front_ends(self)
         for size in (self.embed_dim, *self.hidden):
             if type(size) is not int or size < 1:
                 raise ValueError(f"a width must be a positive integer, got {size!r}")

@@ -85,9 +85,9 @@ def _constrain(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def heard(audio: Any) -> Sound:
-    """A log-mel, or a `Sound`, as towers take it: arrays, the mel in float32."""
+    """A log-mel, or a `Sound`, as towers take it: arrays, its mels in float32."""
     sound = jax.tree.map(jnp.asarray, as_sound(audio))
-    return sound._replace(mel=sound.mel.astype(jnp.float32))
+    return sound._replace(mel=jax.tree.map(lambda x: x.astype(jnp.float32), sound.mel))
 
 
 def encoder(side: str, tower: Tower, head: Tower) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from clap_jax.models.dual import heard as as_arrays
-from clap_jax.models.tower import Sound, Tower
+from clap_jax.models.tower import Sound, Tower, rows
 
 
 class Segments(NamedTuple):
@@ -30,7 +30,7 @@ def as_segments(audio: Any) -> Segments:
     begins at 0 and has no length."""
     if not isinstance(audio, Segments):
         sound = jax.tree.map(lambda x: x[:, None], as_arrays(audio))
-        batch = sound.mel.shape[0]
+        batch = rows(sound)
         # What the seconds are does not matter to a clip of one segment.
         return Segments(
             sound, jnp.zeros((batch, 1, 2)), jnp.ones((batch, 1), jnp.bool_)
@@ -67,7 +67,7 @@ def over(tower: Tower, chunk: int) -> Callable[..., Any]:
         train: bool = False,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
-        batch, segments = sound.mel.shape[:2]
+        batch, segments = jax.tree.leaves(sound)[0].shape[:2]
         count, size = chunks(segments, chunk)
 
         def one(state: Any, part: Any) -> tuple[Any, jax.Array]:

@@ -10,32 +10,19 @@ from clap_jax import config as config_lib
 from clap_jax.audio.mel import Frontend
 from clap_jax.models import (
     bart,
-    beats,
     bert,
     caption_decoder,
     clip_text,
-    conv_transformer,
-    convnet,
     dual,
     features,
     gpt2,
     heads,
-    htsat,
-    pann,
-    whisper,
+    joint,
 )
 from clap_jax.models.temporal import Temporal
 from clap_jax.models.tower import complete
 
-AUDIO_TOWERS = {
-    "htsat": htsat,
-    "pann": pann,
-    "conv_transformer": conv_transformer,
-    "convnet": convnet,
-    "whisper": whisper,
-    "beats": beats,
-    "features": features,
-}
+AUDIO_TOWERS = {**joint.PARTS, "features": features, "joint": joint}
 TEXT_TOWERS = {"bert": bert, "gpt2": gpt2, "clip_text": clip_text, "bart": bart}
 # What writes captions; GPT-2 is a text tower as well.
 DECODERS = {"gpt2": gpt2, "caption_decoder": caption_decoder}
@@ -51,8 +38,9 @@ class TowerSpec:
     """A kind of tower and its options.
 
     Options that are not given are filled from the kind's `DEFAULTS`, so that a saved
-    spec still means the same model after a default has changed. Errors: ValueError on
-    an unknown kind, an unknown option or a value of the wrong type.
+    spec still means the same model after a default has changed; so are those of the
+    parts of a joint tower. Errors: ValueError on an unknown kind, an unknown option or
+    a value of the wrong type.
     """
 
     kind: str
@@ -63,6 +51,8 @@ class TowerSpec:
         if self.kind not in kinds:
             raise ValueError(config_lib.unknown("tower", self.kind, kinds))
         options = complete(self.kind, self.options, kinds[self.kind].DEFAULTS)
+        if hasattr(kinds[self.kind], "complete_parts"):
+            options = kinds[self.kind].complete_parts(options)
         object.__setattr__(self, "options", options)
 
 
@@ -114,6 +104,7 @@ class Spec:
         ):
             if name not in known:
                 raise ValueError(config_lib.unknown(role, name, known))
+        check_front_ends(self)
         if self.caption:
             self._check_caption()
         if self.temporal and self.embed_dim % self.temporal.heads:
@@ -179,6 +170,22 @@ def features_width(spec: Any) -> int:
     made; 0 for one that hears sound. Its front end says of which windows they are."""
     found = getattr(AUDIO_TOWERS[spec.audio.kind], "features_width", None)
     return found(spec.audio.options) if found else 0
+
+
+def parts(spec: Any) -> dict[str, dict[str, Any]]:
+    """The parts of a joint audio tower, kind -> options; {} for any other tower."""
+    return spec.audio.options["parts"] if spec.audio.kind == "joint" else {}
+
+
+def check_front_ends(spec: Any) -> None:
+    """Raise ValueError where a spec has not one front end for each part of its tower."""
+    wanted, found = max(len(parts(spec)), 1), 1 + len(spec.frontend.beside)
+    if found != wanted:
+        kinds = ", ".join(parts(spec)) or spec.audio.kind
+        raise ValueError(
+            f"{spec.name} has {found} front end(s), frontend and those of "
+            f"frontend.beside, expected {wanted}: {kinds}"
+        )
 
 
 def read_spec(path: Path) -> Spec:

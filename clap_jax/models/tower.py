@@ -24,7 +24,7 @@ class Sound(NamedTuple):
     """What an audio tower hears.
 
     mel: log-mel in dB, float32 [B, N, F], or [B, V, N, F] for a front end with views
-        (global, front, middle, back).
+        (global, front, middle, back). Of front ends beside each other a tuple of mels.
     longer: bool [B], true where a clip is longer than the model's window, so that its
         views differ. None: no clip is.
     frames: int32 [B], how many frames of each mel belong to the clip; what follows is
@@ -34,6 +34,11 @@ class Sound(NamedTuple):
     mel: Any
     longer: Any = None
     frames: Any = None
+
+
+def rows(sound: Any) -> int:
+    """B of a `Sound`, or of a bare mel."""
+    return jax.tree.leaves(sound)[0].shape[0]
 
 
 def as_sound(x: Any) -> Sound:

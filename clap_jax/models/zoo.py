@@ -136,15 +136,26 @@ _COLLAP_TEXT = {
 }
 
 
-def _collap(text: str) -> Spec:
+# Its audio towers: the part of a row's name, front end, tower.
+_COLLAP_AUDIO = {
+    "": (FRONTENDS["beats"], TowerSpec("beats")),
+    "joint_": (
+        dataclasses.replace(FRONTENDS["beats"], beside=(FRONTENDS["whisper"],)),
+        TowerSpec("joint", {"parts": {"beats": {}, "whisper": WHISPER_SIZES["large"]}}),
+    ),
+}
+
+
+def _collap(audio: str, text: str) -> Spec:
     """Five minutes in segments of 10 s, 250 words in sentences. The paper (arXiv
     2410.02271) joins BEATs with Whisper and gives no formulas that could be read; this
-    has BEATs alone, and `models.temporal`."""
+    has BEATs alone or both, and `models.temporal`."""
+    frontend, tower = _COLLAP_AUDIO[audio]
     kind, options, tokenizer, vocab_size, text_length = _COLLAP_TEXT[text]
     return Spec(
-        name=f"collap_{text}",
-        frontend=FRONTENDS["beats"],
-        audio=TowerSpec("beats"),
+        name=f"collap_{audio}{text}",
+        frontend=frontend,
+        audio=tower,
         text=TowerSpec(kind, options),
         head="linear",
         embed_dim=512,
@@ -196,7 +207,7 @@ SPECS: dict[str, Spec] = {
         MSCLAP_2022,
         MSCLAP_2023,
         BLAT,
-        *(_collap(text) for text in _COLLAP_TEXT),
+        *(_collap(audio, text) for audio in _COLLAP_AUDIO for text in _COLLAP_TEXT),
         _small("small_transformer", "small_16k", TowerSpec("conv_transformer"), 14.0),
         _small("small_conv", "small_22k", TowerSpec("convnet"), 10.0),
     )
@@ -227,7 +238,7 @@ def get_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Spec:
 
     `overrides` has dotted keys ("audio.options.depth"), nested tables, or both. A new
     `audio.kind` or `text.kind` starts from that kind's own defaults, and `frontend`
-    may be the name of a row in `FRONTENDS`.
+    may be the name of a row in `FRONTENDS`, as may each of `frontend.beside`.
     Errors: ValueError on an unknown name or key, with the closest known ones.
     """
     if name not in SPECS:
@@ -249,13 +260,19 @@ def changed(
             continue
         if over[side].get("kind", base[side]["kind"]) != base[side]["kind"]:
             base[side] = {"kind": over[side]["kind"], "options": {}}
-    if isinstance(over.get("frontend"), str):
-        if over["frontend"] not in FRONTENDS:
-            raise ValueError(
-                config_lib.unknown("front end", over["frontend"], FRONTENDS)
-            )
-        over["frontend"] = dataclasses.asdict(FRONTENDS[over["frontend"]])
+    front = over.get("frontend")
+    if isinstance(front, str):
+        over["frontend"] = _row(front)
+    elif isinstance(front, Mapping) and isinstance(front.get("beside"), list | tuple):
+        beside = [_row(one) if isinstance(one, str) else one for one in front["beside"]]
+        over["frontend"] = {**front, "beside": beside}
     return _merged(base, over)
+
+
+def _row(name: str) -> dict[str, Any]:
+    if name not in FRONTENDS:
+        raise ValueError(config_lib.unknown("front end", name, FRONTENDS))
+    return dataclasses.asdict(FRONTENDS[name])
 
 
 def build(
@@ -276,16 +293,16 @@ def build(
     see `layers.rematerialised`. patch_drop, frequency_drop, token_drop: shares that
     towers leave out when they run with `train`, of patches along time and along
     frequency, and of tokens of text; see `drop` and each tower. segment_chunk: of a
-    model with `temporal`, segments of each clip at a time. frozen: of "audio" and
-    "text", the towers that run as in evaluation under `train`, too. Parameters do not
-    depend on any of them.
+    model with `temporal`, segments of each clip at a time. frozen: of "audio",
+    "text" and, of a joint tower, "audio/<kind>", what runs as in evaluation under
+    `train`, too. Parameters do not depend on any of them.
     Errors: ValueError on an unknown dtype or remat, shares that are not in [0, 1) or
     leave nothing, a tower that cannot drop, and tokens that would be missing from
     sentences.
     """
     patches = {"patch_drop": patch_drop, "frequency_drop": frequency_drop}
     compute = {"dtype": dtype, "remat": remat}
-    audio = audio_tower(spec, **compute, **patches)
+    audio = audio_tower(spec, **compute, **patches, frozen=frozen)
     drop.check("token_drop", token_drop)
     drop.tokens_kept(token_drop, spec.text_length)
     sound, ids, mask = examples(spec)
@@ -296,7 +313,6 @@ def build(
         token_drop=token_drop,
         full_length=spec.text_length,
     )
-    audio = as_evaluated(audio) if "audio" in frozen else audio
     text = as_evaluated(text) if "text" in frozen else text
     head = heads.tower(spec.head, spec.embed_dim)
     common = {
@@ -334,6 +350,7 @@ def audio_tower(
     remat: str = "none",
     patch_drop: float = 0.0,
     frequency_drop: float = 0.0,
+    frozen: Collection[str] = (),
 ) -> Tower:
     """The audio tower of any spec that has one; arguments and errors as for `build`."""
     if dtype not in ("float32", "bfloat16"):
@@ -343,9 +360,13 @@ def audio_tower(
     patches = {"patch_drop": patch_drop, "frequency_drop": frequency_drop}
     for name, rate in patches.items():
         drop.check(name, rate)
-    return AUDIO_TOWERS[spec.audio.kind].tower(
-        spec.audio.options, dtype=dtype, remat=remat, **patches
-    )
+    options, compute = spec.audio.options, {"dtype": dtype, "remat": remat} | patches
+    if spec.audio.kind == "joint":
+        compute["frozen"] = [
+            part for part in options["parts"] if f"audio/{part}" in frozen
+        ]
+    tower = AUDIO_TOWERS[spec.audio.kind].tower(options, **compute)
+    return as_evaluated(tower) if "audio" in frozen else tower
 
 
 def examples(
@@ -371,9 +392,14 @@ def example_sound(spec: Any, clip_frames: int = 0) -> Sound:
         return Sound(mel=jax.ShapeDtypeStruct((1, 1, width), jnp.float32))
     frontend = spec.frontend
     views = (frontend.views,) if frontend.views > 1 else ()
-    shape = (1, *views, clip_frames or frontend.clip_frames, frontend.mels)
+    mels = tuple(
+        jax.ShapeDtypeStruct(
+            (1, *views, clip_frames or one.clip_frames, one.mels), jnp.float32
+        )
+        for one in (frontend, *frontend.beside)
+    )
     return Sound(
-        mel=jax.ShapeDtypeStruct(shape, jnp.float32),
+        mel=mels if frontend.beside else mels[0],
         longer=jax.ShapeDtypeStruct((1,), jnp.bool_) if views else None,
         frames=jax.ShapeDtypeStruct((1,), jnp.int32) if frontend.whole_clip else None,
     )

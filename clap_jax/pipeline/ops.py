@@ -112,6 +112,11 @@ class Prepare:
                 "mel is 'device', expected 'host': this front end needs the mel of the "
                 "whole clip, and devices get waves of one window"
             )
+        if frontend.beside and mel == "host":
+            raise ValueError(
+                "mel is 'host', expected 'device': waves are what front ends beside "
+                "each other share"
+            )
         if segmenter is not None and mel == "host":
             raise ValueError(
                 "mel is 'host', expected 'device': segments come as waves, since the "

@@ -363,7 +363,7 @@ def duals(
     compute = {"dtype": config.precision, "remat": remat or config.remat}
     if getattr(spec, "temporal", None):
         compute["segment_chunk"] = config.segment_chunk
-    if still := tasks.frozen_towers(config, spec):
+    if still := specs.frozen_towers(config, spec):
         compute["frozen"] = still
     undropped = tasks.build(spec, **compute)
     return (tasks.build(spec, **compute, **drops) if drops else undropped), undropped
@@ -400,6 +400,11 @@ def _where_mels_are_made(config: ConfigDict, spec: tasks.Spec) -> str:
         raise config_lib.ConfigError(
             f"data.mel is 'host', expected 'device' or 'auto': {spec.name} hears "
             "segments, which come as waves"
+        )
+    if where == "host" and spec.frontend.beside:
+        raise config_lib.ConfigError(
+            f"data.mel is 'host', expected 'device' or 'auto': {spec.name} hears several "
+            "log-mels of each wave"
         )
     if where == "device" and whole:
         raise config_lib.ConfigError(

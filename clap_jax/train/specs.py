@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -131,3 +132,16 @@ def _difference(found: tasks.Spec, wanted: tasks.Spec) -> str:
         if there.get(key) != here.get(key)
     ]
     return "; ".join(differing[:3])
+
+
+def frozen_towers(config: ConfigDict, spec: tasks.Spec) -> tuple[str, ...]:
+    """Of a pair of towers, those whose every parameter has the rate multiplier 0, and
+    such parts of a joint one; names as `zoo.build` takes them."""
+    no_rate = any(not factor for _, factor in config.optim.lr_multipliers)
+    if not (isinstance(spec, zoo.Spec) and no_rate):
+        return ()
+    rates = tasks.rates_of(config, tasks.build(spec))
+    named = {"audio": rates["audio"], "text": rates["text"]}
+    for part in spec.audio.options.get("parts", ()):
+        named[f"audio/{part}"] = rates["audio"][part]
+    return tuple(name for name, tree in named.items() if not any(jax.tree.leaves(tree)))

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from clap_jax import checkpoint, convert, hub, sharding
 from clap_jax import config as config_lib
 from clap_jax.convert.starts import TowerStart
+from clap_jax.models import spec as spec_lib
 from clap_jax.models import zoo
 from clap_jax.models.captioner import CaptionerSpec
 
@@ -135,22 +136,28 @@ def fill(
     """Replace the leaves that the starts have and `pattern` matches, in their order.
 
     A whole model must have every leaf that matches; one tower every leaf of its side,
-    and where one of the two is a classifier or a captioner, every leaf of the parts
-    that both have.
+    or of its part of a joint tower; and where one of the two is a classifier or a
+    captioner, every leaf of the parts that both have.
     Raises CheckpointError that lists those that are missing or of another shape, and
-    ValueError where a start has nothing that matches.
+    ValueError where a start has nothing that matches, or is no part of a joint tower.
     """
+    inner = {
+        f"{name}/audio/{kind}"
+        for name in ("params", "state")
+        for kind in spec_lib.parts(spec)
+    }
     for start in starts:
         _warn(start, spec)
-        found = sharding.flatten(start.model.variables)
+        source = _placed(start, spec)
+        found = sharding.flatten(source)
         if start.is_whole and isinstance(spec, zoo.Spec):
             # Is asked for all: what it lacks is an error.
-            own = _without_new(found, variables, pattern, start.name)
+            own = _without_new(found, variables, pattern, start.name, inner)
         else:
-            own = _within(found, variables, pattern)
+            own = _within(found, variables, pattern, inner)
         variables = checkpoint.fill(
             variables,
-            start.model.variables,
+            source,
             own,
             f"init_from {start.name} (init_pattern says which parameters it fills)",
         )
@@ -167,23 +174,52 @@ def fill(
     return variables
 
 
+def _placed(start: Start, spec: Any) -> dict[str, Any]:
+    """The variables of a start; of a tower alone, where it is a part of a joint one."""
+    there, parts = start.model.spec, spec_lib.parts(spec)
+    is_tower = isinstance(there, TowerStart) and there.side == "audio"
+    if not (is_tower and parts):
+        return start.model.variables
+    if there.kind not in parts:
+        raise config_lib.ConfigError(
+            f"init_from {start.name} is {there.name}, expected a part of the joint "
+            f"tower: {', '.join(parts)}"
+        )
+    return {
+        name: {"audio": {there.kind: tree["audio"]}} if "audio" in tree else {}
+        for name, tree in start.model.variables.items()
+    }
+
+
 def _without_new(
-    found: dict[str, Any], variables: dict[str, Any], pattern: str, name: str
+    found: dict[str, Any],
+    variables: dict[str, Any],
+    pattern: str,
+    name: str,
+    inner: set[str],
 ) -> str:
-    """`pattern` but for what plain pairs of towers lack, where the start lacks it."""
-    wanted = {_part(path) for path in sharding.flatten(variables)}
-    there = {_part(path) for path in found}
-    new = sorted((wanted - there).intersection(_NEW))
+    """`pattern` but for what plain pairs of towers lack, where the start lacks it.
+
+    inner: the parts of a joint tower. A model of their features has none of them.
+    """
+    wanted = {_part(path, inner) for path in sharding.flatten(variables)}
+    there = {_part(path, inner) for path in found}
+    new = sorted((wanted - there).intersection(_NEW | inner))
     if not new:
         return pattern
     logging.info("init_from %s has no %s: fresh ones are kept", name, ", ".join(new))
     return rf"(?!(?:{'|'.join(map(re.escape, new))})(?:/|$))(?:{pattern})"
 
 
-def _within(found: dict[str, Any], variables: dict[str, Any], pattern: str) -> str:
+def _within(
+    found: dict[str, Any], variables: dict[str, Any], pattern: str, inner: set[str]
+) -> str:
     """`pattern` for those parts of the model, such as `params/text`, that are there."""
-    wanted = sharding.flatten(variables)
-    parts = {_part(path) for path in found} & {_part(path) for path in wanted}
+    there, wanted = (
+        {_part(path, inner) for path in paths}
+        for paths in (found, sharding.flatten(variables))
+    )
+    parts = there & wanted
     fresh = ""
     if not any(path.startswith(_MAY_BE_FRESH) for path in found):
         fresh = f"(?!{re.escape(_MAY_BE_FRESH)}/)"
@@ -191,8 +227,11 @@ def _within(found: dict[str, Any], variables: dict[str, Any], pattern: str) -> s
     return rf"{fresh}(?=(?:{inside})/)(?:{pattern})"
 
 
-def _part(path: str) -> str:
-    return "/".join(path.split("/")[:2])
+def _part(path: str, inner: set[str]) -> str:
+    """The part of a model, such as `params/text`, or one of those within a part."""
+    names = path.split("/")
+    deep = "/".join(names[:3])
+    return deep if deep in inner else "/".join(names[:2])
 
 
 def _warn(start: Start, spec: Any) -> None:
@@ -206,10 +245,12 @@ def _warn(start: Start, spec: Any) -> None:
         pairs |= {name: (getattr(there, name), getattr(spec, name)) for name in _WORDS}
     elif hasattr(there, "side"):
         own = getattr(spec, there.side, there)
+        options = own.options if there.kind == own.kind else {}
+        if there.side == "audio":
+            options = spec_lib.parts(spec).get(there.kind, options)
         # Sizes that differ are errors later, and the rest no tower's file tells.
         told = {k: v for k, v in there.options.items() if k in _TOLD}
-        same_kind = there.kind == own.kind
-        pairs = {there.side: (told, own.options if same_kind else {})}
+        pairs = {there.side: (told, options)}
     else:
         pairs = {
             name: (dataclasses.asdict(there)[name], dataclasses.asdict(spec)[name])

@@ -85,17 +85,6 @@ def build(spec: Spec, **compute: Any) -> Model:
     return made.build(spec, **compute)
 
 
-def frozen_towers(config: ConfigDict, spec: Spec) -> tuple[str, ...]:
-    """Of a pair of towers, those whose every parameter has the rate multiplier 0."""
-    no_rate = any(not factor for _, factor in config.optim.lr_multipliers)
-    if not (isinstance(spec, zoo.Spec) and no_rate):
-        return ()
-    rates = _rates(config, build(spec))
-    return tuple(
-        side for side in ("audio", "text") if not any(jax.tree.leaves(rates[side]))
-    )
-
-
 def loss_facts(config: ConfigDict, spec: Spec, mesh: Mesh) -> dict[str, Any]:
     """How the loss is made; "reason" is a line for the log."""
     if isinstance(spec, zoo.Spec):
@@ -118,8 +107,18 @@ def loss_facts(config: ConfigDict, spec: Spec, mesh: Mesh) -> dict[str, Any]:
 def augmented(
     key: jax.Array, heard: Sound, config: augment_lib.Augment
 ) -> tuple[Sound, augment_lib.Mix | None]:
-    """The batch's sound after augmentation, and who was mixed with whom (mixup)."""
-    mel, mix = augment_lib.augment(key, heard.mel, config, frames=heard.frames)
+    """The batch's sound after augmentation, and who was mixed with whom (mixup).
+
+    Several mels of a clip, of front ends beside each other, get what one key draws.
+    """
+    several = isinstance(heard.mel, tuple)
+    mels, mixes = zip(
+        *(
+            augment_lib.augment(key, mel, config, frames=heard.frames)
+            for mel in (heard.mel if several else (heard.mel,))
+        )
+    )
+    mel, mix = mels if several else mels[0], mixes[0]
     if mix is None:
         return heard._replace(mel=mel), None
     longer, frames = heard.longer, heard.frames
@@ -153,10 +152,10 @@ def contrast(
     Where the model has a decoder of captions, their mean cross entropy over the tokens
     of the batch, times `task.caption_weight`, is added. Raises ConfigError for mixup
     beside it: there is no caption of two clips. What has the rate multiplier 0, and is
-    of a tower, is not differentiated; see `frozen_towers` for one that is frozen whole.
+    of a tower, is not differentiated; see `specs.frozen_towers` for one that is frozen whole.
     """
     options, _ = choose_loss(config, spec, mesh)
-    rates = _rates(config, dual)
+    rates = rates_of(config, dual)
     weight = config.task.caption_weight
     if weight and augment.mixup_alpha:
         raise config_lib.ConfigError(
@@ -348,13 +347,13 @@ def classify(
 
 def towers_are_frozen(config: ConfigDict, model: Classifier) -> bool:
     """Whether the optimizer changes nothing but the heads."""
-    rates = sharding.flatten(_rates(config, model))
+    rates = sharding.flatten(rates_of(config, model))
     return not any(
         rate for path, rate in rates.items() if not path.startswith("heads/")
     )
 
 
-def _rates(config: ConfigDict, model: Model) -> Any:
+def rates_of(config: ConfigDict, model: Model) -> Any:
     """The rate multiplier of every parameter, as a tree."""
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
     return optim.rate_multipliers(config.optim, params)
@@ -407,7 +406,7 @@ def write(
             f"augment.mixup_alpha is {augment.mixup_alpha}, expected 0 with "
             f"task.name={config.task.name}: a text is about one clip"
         )
-    rates = _rates(config, model)
+    rates = rates_of(config, model)
     hears = any(jax.tree.leaves((rates["audio"], rates.get("audio_projection", {}))))
     writes = any(jax.tree.leaves((rates["decoder"], rates.get("lora", {}))))
 

@@ -11,7 +11,6 @@ import pytest
 
 from clap_jax.audio.mel import FRONTENDS
 from clap_jax.models import dual, heads, temporal, zoo
-from clap_jax.models.tower import Sound
 
 SHRINK = {"audio.options.depth": 1, "text.options.depth": 1, "vocab_size": 64}
 
@@ -136,13 +135,9 @@ def test_every_model_has_its_shapes(name):
     spec = zoo.get_spec(name)
     model = zoo.build(spec, dtype="bfloat16", remat="blocks")
     variables = jax.eval_shape(model.init, jax.random.key(0))
-    frontend = spec.frontend
-    views = (frontend.views,) if frontend.views > 1 else ()
-    shape = (2, *views, frontend.clip_frames, frontend.mels)
-    mel = Sound(
-        jax.ShapeDtypeStruct(shape, jnp.float32),
-        longer=jax.ShapeDtypeStruct((2,), jnp.bool_) if views else None,
-        frames=jax.ShapeDtypeStruct((2,), jnp.int32) if frontend.whole_clip else None,
+    mel = jax.tree.map(
+        lambda one: jax.ShapeDtypeStruct((2, *one.shape[1:]), one.dtype),
+        zoo.example_sound(spec),
     )
     ids = jax.ShapeDtypeStruct((2, spec.text_length), jnp.int32)
     mask = jax.ShapeDtypeStruct((2, spec.text_length), jnp.bool_)
