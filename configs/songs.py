@@ -18,7 +18,7 @@ from clap_jax.pipeline import sources
 
 
 def get_config(argument=None):
-    """`:PATH[,generated=FILE][,init=CKPT][,test=PATH][,twins][,batch=8][,seconds=120]
+    """`:PATH[,generated=FILE][,init=CKPT][,test=PATH][,twins][,batch=16][,seconds=120]
     [,steps=N][,smoke]`."""
     options = config_lib.parse_argument(
         argument,
@@ -27,7 +27,7 @@ def get_config(argument=None):
         init="",
         test="",
         twins=False,
-        batch=8,
+        batch=16,
         seconds=120.0,
         steps=600,
         smoke=False,

@@ -42,7 +42,9 @@ class Turned(NamedTuple):
 class TwinsSource(SomeSource):
     """Every clip of a source, and behind each its twin: 2 i and 2 i + 1.
 
-    With `data.read_together = 2` (or a multiple) both come into one batch, nearly always.
+    With `data.read_together = 2` both come into one batch: always, but at the edges of
+    an epoch, where a batch is a multiple of the 16 clips that are then shuffled among
+    each other (`order.POOL_BLOCKS`), nearly always where it is larger.
     Sections are those that the source knows of (`sections(index)`), or that captions
     name with their times ("From 0:30 to 1:10 ..."). What lies between, before and behind
     sections stays where it is. The order is drawn by the clip's id, once, from all but

@@ -1,5 +1,7 @@
 """Twins: sections that change places, in the sound and in the caption."""
 
+import contextlib
+import itertools
 import json
 import pickle
 
@@ -170,22 +172,30 @@ def test_tars_are_read_together(tmp_path):
 
 
 def test_both_come_in_one_batch(table):
-    source = build_source("manifest", "songs", table(*([TIMED] for _ in range(4))))
+    source = build_source("manifest", "songs", table(*([TIMED] for _ in range(32))))
     dataset = loader.train_dataset(
         [(source, None)],
         Prepare(FRONTEND),
         make_tokenizer(200),
-        batch_size=8,
+        batch_size=16,
         seed=0,
         threads=0,
         read_together=2,
     )
-    iterator = iter(dataset)
-    batch = next(iterator)
-    iterator.close()
-    assert not batch["bad"].any()
-    assert len(set(batch["group"].tolist())) == 8
-    assert len({tuple(row) for row in batch["ids"].tolist()}) == 2
+    clips = [{source.group(2 * i), source.group(2 * i + 1)} for i in range(32)]
+    numbers = [{loader.group_number("songs", name) for name in pair} for pair in clips]
+    seen = []
+    with contextlib.closing(iter(dataset)) as iterator:
+        for batch in itertools.islice(iterator, 4):
+            assert not batch["bad"].any()
+            # An original and its twin are no positives, and differ in their words.
+            found = set(batch["group"].tolist())
+            assert len(found) == 16
+            assert len({tuple(row) for row in batch["ids"].tolist()}) == 2
+            pairs = [i for i, pair in enumerate(numbers) if pair <= found]
+            assert len(pairs) == 8
+            seen += pairs
+    assert sorted(seen) == list(range(32))
 
 
 def test_features_have_no_sound():
