@@ -9,10 +9,9 @@ Captioners are in `clap_jax.captions`.
 
 import contextlib
 import functools
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from absl import logging
@@ -21,7 +20,9 @@ from clap_jax import checkpoint, convert, hub
 from clap_jax import config as config_lib
 from clap_jax import export as export_lib
 from clap_jax.captions import CaptionWriter
-from clap_jax.evals import class_embeddings
+from clap_jax.evals.hear import Heard
+from clap_jax.evals.zeroshot import class_embeddings, class_scores, class_texts
+from clap_jax.findings import Alignment, ClassesOverTime, Classified, Found
 from clap_jax.loaded import Audio, Loaded, as_list, heard, load_tokenizer
 from clap_jax.models import classifier, zoo
 from clap_jax.models.captioner import CaptionerSpec
@@ -87,42 +88,6 @@ def load(
     )
 
 
-class Alignment(NamedTuple):
-    """Where in a sound, of S segments, a text of M sentences is heard; see `Clap.align`.
-
-    weights: float32 [S], attention to each segment, the mean over sentences; sums to 1.
-    by_sentence: float32 [M, S]. seconds: float32 [S, 2], where each segment begins and
-    ends. sentences: the M sentences; neighbours are one where there are more than the
-    model compares.
-    """
-
-    weights: np.ndarray
-    by_sentence: np.ndarray
-    seconds: np.ndarray
-    sentences: list[str]
-
-    def centres(self) -> np.ndarray:
-        """The middle of each sentence's attention in seconds, float64 [M]."""
-        return self.by_sentence @ self.seconds.mean(-1, dtype=np.float64)
-
-    def strongest(self) -> list[tuple[float, float]]:
-        """Where each sentence's strongest segment begins and ends, in seconds."""
-        return [tuple(self.seconds[row.argmax()].tolist()) for row in self.by_sentence]
-
-
-class Found(NamedTuple):
-    """What `Clap.search` says of a sound.
-
-    item: as it was given. score: the model's. alignment: where the text is heard, of a
-    model that hears segments. error: why there is no score.
-    """
-
-    item: Audio
-    score: float = math.nan
-    alignment: Alignment | None = None
-    error: str = ""
-
-
 class Clap(Loaded):
     """A language-audio model: a pair of towers that share a space.
 
@@ -152,6 +117,32 @@ class Clap(Loaded):
         """
         self._check_pair("embed_audio")
         return self._vectors(audio)
+
+    def embed_over_time(self, audio: Audio) -> tuple[np.ndarray, np.ndarray]:
+        """Embed each part of one sound by itself.
+
+        Parts are the segments of a model that hears segments, and else the windows that
+        `embed_audio` averages; a fused model's one is the whole clip, as BLAT's is up to
+        five minutes.
+
+        Returns:
+            float32 [S, E], L2-normalised (of a classifier the scores of its classes, [S,
+            C]), and float32 [S, 2], where each part begins and ends in seconds.
+
+        Raises:
+            audio.io.AudioError: the sound cannot be read.
+        """
+        if self.hears_segments:
+            song = self._songs([audio])
+            return song.segments[0], song.seconds[0]
+        part = heard(self._encoder.hear, 0, audio)
+        ends = np.cumsum(part.seconds, dtype=np.float32)
+        pieces = [
+            Heard({k: rows[i : i + 1] for k, rows in part.pieces.items()}, held[None])
+            for i, held in enumerate(part.seconds)
+        ]
+        seconds = np.stack([ends - part.seconds, ends], axis=1)
+        return self._encode(pieces), seconds
 
     def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
         """Embed texts: float32 [n, E], L2-normalised. ValueError for a classifier."""
@@ -215,23 +206,36 @@ class Clap(Loaded):
         self._check_pair("search")
         encoder, hears = self._encoder, self.hears_segments
         query = encoder.stories([text]) if hears else encoder.text([text])
-        with contextlib.closing(self._read(audio, threads, 0, encoder.hear)) as groups:
+
+        def compare(parts: list[Heard]) -> Iterable[tuple[float, Alignment | None]]:
+            if not hears:
+                scores = self.score(self._encode(parts), query)[:, 0]
+                return ((float(score), None) for score in scores)
+            song = encoder.songs([enumerate(parts)], len(parts))
+            scores = encoder.compare(song, query)[:, 0].tolist()
+            return zip(scores, self._alignments(song, query, text), strict=True)
+
+        for item, found, error in self._compared(audio, threads, compare):
+            yield Found(item, error=error) if error else Found(item, *found)
+
+    def _compared(
+        self,
+        audio: Iterable[Audio],
+        threads: int,
+        compare: Callable[[list[Heard]], Iterable[Any]],
+    ) -> Iterator[tuple[Audio, Any, str]]:
+        """Each sound, what `compare` gives for it among others, or why there is none."""
+        with contextlib.closing(
+            self._read(audio, threads, 0, self._encoder.hear)
+        ) as groups:
             for group in groups:
                 parts = [part for _, part, error in group if error is None]
-                found = iter(())
-                if parts and hears:
-                    song = encoder.songs([enumerate(parts)], len(parts))
-                    scores = encoder.compare(song, query)[:, 0]
-                    found = zip(scores, self._alignments(song, query, text))
-                elif parts:
-                    scores = self.score(self._encode(parts), query)[:, 0]
-                    found = ((score, None) for score in scores)
+                found = iter(compare(parts) if parts else ())
                 for clip, _, error in group:
-                    if error is not None:
-                        yield Found(clip, error=str(error).removeprefix(f"{clip}: "))
+                    if error is None:
+                        yield clip, next(found), ""
                     else:
-                        score, alignment = next(found)
-                        yield Found(clip, float(score), alignment)
+                        yield clip, None, str(error).removeprefix(f"{clip}: ")
 
     @property
     def hears_segments(self) -> bool:
@@ -274,6 +278,9 @@ class Clap(Loaded):
     ) -> np.ndarray:
         """Class probabilities, float32 [n, C]; zero-shot, rows sum to 1.
 
+        A model that hears segments scores a class as it does texts, with what attention
+        finds in time (`similarity`), by the mean over the templates.
+
         Args:
             labels: names of the classes, as they are to be read. A classifier has its
                 own (`labels`) and takes none.
@@ -284,19 +291,77 @@ class Clap(Loaded):
         Raises:
             ValueError: no labels for a pair of towers, or some for a classifier.
         """
+        if self.hears_segments and labels is not None:
+            texts = class_texts(labels, template)
+            scores = self.similarity(audio, [text for own in texts for text in own])
+            return _softmax(class_scores(scores, texts))
+        return self._classes(labels, template, head)(self._vectors(audio))
+
+    def classify_each(
+        self,
+        audio: Iterable[Audio],
+        labels: Sequence[str] | None = None,
+        template: str | Sequence[str] = "This is a sound of {}.",
+        *,
+        head: str = "",
+        threads: int = 4,
+    ) -> Iterator[Classified]:
+        """As `classify`, of any number of sounds, each in its turn; a bad one does not
+        stop it. threads: sounds decoded at a time, while others are encoded.
+        """
+        if not (self.hears_segments and labels is not None):
+            probabilities = self._classes(labels, template, head)
+            for row in self.stream(audio, threads=threads):
+                known = row.vector is not None
+                own = probabilities(row.vector[None])[0] if known else None
+                yield Classified(row.item, own, row.error)
+            return
+        texts = class_texts(labels, template)
+        story = self._encoder.stories([text for own in texts for text in own])
+
+        def compare(parts: list[Heard]) -> np.ndarray:
+            song = self._encoder.songs([enumerate(parts)], len(parts))
+            return _softmax(class_scores(self._encoder.compare(song, story), texts))
+
+        for item, found, error in self._compared(audio, threads, compare):
+            yield Classified(item, found, error)
+
+    def classify_over_time(
+        self,
+        audio: Audio,
+        labels: Sequence[str] | None = None,
+        template: str | Sequence[str] = "This is a sound of {}.",
+        *,
+        head: str = "",
+    ) -> ClassesOverTime:
+        """Class probabilities of each part of one sound, by `embed_over_time`.
+
+        Arguments and errors as of `classify`. Of silence, too, they sum to 1.
+        """
+        probabilities = self._classes(labels, template, head)
+        vectors, seconds = self.embed_over_time(audio)
+        return ClassesOverTime(probabilities(vectors), seconds)
+
+    def _classes(
+        self,
+        labels: Sequence[str] | None,
+        template: str | Sequence[str],
+        head: str,
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """What makes vectors [n, E] (of a classifier its scores) into probabilities."""
         if self.is_classifier:
             if labels is not None:
                 raise ValueError(
                     f"{self.spec.name} is a classifier with classes of its own "
                     f"({', '.join(self.labels(head)[:5])}, ...): leave out labels"
                 )
-            return self.head_probabilities(self._vectors(audio), head)
+            return functools.partial(self.head_probabilities, head=head)
         if labels is None:
             raise ValueError(
                 f"labels is missing: {self.spec.name} can be asked for any classes"
             )
         classes = self.embed_labels(labels, template)
-        return self.probabilities(self.embed_audio(audio), classes)
+        return functools.partial(self.probabilities, classes=classes)
 
     def labels(self, head: str = "") -> tuple[str, ...]:
         """The classes of a classifier, in the order of `classify`'s columns.

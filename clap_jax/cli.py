@@ -7,8 +7,6 @@ be understood, 130 when it was stopped with Ctrl-C.
 """
 
 import argparse
-import functools
-import json
 import os
 import sys
 import time
@@ -16,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import clap_jax
-from clap_jax import caption_command, search_command
+from clap_jax import caption_command, classify_command, search_command
 from clap_jax.commands import (
     Parser,
     Progress,
@@ -24,7 +22,6 @@ from clap_jax.commands import (
     check_numbers,
     fail,
     load,
-    printable,
 )
 
 EMBED = """Embed sounds, or texts, into one file.
@@ -54,15 +51,6 @@ before any head; of several models side by side. Captions and labels of a table,
 other source of training data, are kept beside them, and training takes the folder:
 {"kind": "features", "path": OUT}."""
 
-CLASSIFY = """Which of the labels a sound is, without training (zero-shot).
-
-One line for each sound: its path, then the most probable labels. A file that cannot be
-read is named on standard error."""
-
-CLASSIFY_END = """examples:
-  clap-jax classify --model=runs/quickstart --labels="dog,rain,church bells" a.wav b.mp3
-  clap-jax classify --model=laion/clap-htsat-fused --labels=@names.txt --json sounds/"""
-
 
 def make_parser(command: str = "") -> Parser:
     """The whole command line.
@@ -81,7 +69,7 @@ def make_parser(command: str = "") -> Parser:
         dest="command", metavar="COMMAND", required=True, parser_class=Parser
     )
     _add_embed(commands)
-    _add_classify(commands)
+    classify_command.add(commands)
     search_command.add(commands)
     caption_command.add(commands)
     convert = commands.add_parser("convert", help="weights between systems, both ways")
@@ -143,37 +131,6 @@ def _add_embed(commands: Any) -> None:
         "--texts",
         metavar="FILE",
         help="embed texts instead: a file with one a line, or a table of captions",
-    )
-
-
-def _add_classify(commands: Any) -> None:
-    parser = commands.add_parser(
-        "classify",
-        help="which of some labels a sound is",
-        description=CLASSIFY,
-        epilog=CLASSIFY_END,
-    )
-    parser.set_defaults(run=classify)
-    add_common(parser, "+")
-    parser.add_argument(
-        "--labels",
-        metavar="A,B,C|@FILE",
-        help="the classes, separated by commas, or @ and a file with one a line; a "
-        "finetuned classifier has its own",
-    )
-    parser.add_argument(
-        "--template",
-        default="This is a sound of {}.",
-        help="a sentence with {} for the label, or the name of a set of them in "
-        "clap_jax.text.prompts (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--top", type=int, default=3, metavar="N", help="labels shown (default: 3)"
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="one JSON object a line: path, label, probabilities of all labels",
     )
 
 
@@ -295,73 +252,6 @@ def _report(out: str, kind: str, summary: Any, embed_dim: int, began: float) -> 
         )
     if summary.bad:
         print(f"{job.bad_list(out)}: {summary.bad:,} could not be read, and why")
-
-
-def classify(options: argparse.Namespace) -> int:
-    """`clap-jax classify`."""
-    from clap_jax.embed import items
-
-    try:
-        labels = None if options.labels is None else _labels(options.labels)
-        sounds = items.sounds(options.files)
-    except ValueError as error:
-        fail(str(error), status=2)
-    clap = load(options)
-    if clap.is_captioner:
-        fail(f"{options.model} writes captions: clap-jax caption has them", status=2)
-    if clap.is_classifier != (labels is None):
-        found = "has classes of its own" if clap.is_classifier else "has no classes"
-        wanted = "leave out" if clap.is_classifier else "name them by"
-        fail(f"{options.model} {found}: {wanted} --labels", status=2)
-    if clap.is_classifier:
-        labels, probabilities = clap.labels(), clap.head_probabilities
-    else:
-        classes = clap.embed_labels(labels, options.template)
-        probabilities = functools.partial(clap.probabilities, classes=classes)
-    count = 0
-    for row in clap.stream(sounds, threads=options.threads):
-        if row.vector is None:
-            print(printable(f"{row.item}: {row.error}"), file=sys.stderr)
-            continue
-        count += 1
-        scores = probabilities(row.vector[None])[0]
-        ranked = sorted(range(len(labels)), key=lambda i: -scores[i])
-        if options.json:
-            print(
-                json.dumps(
-                    {
-                        "path": printable(row.item),
-                        "label": labels[ranked[0]],
-                        "probabilities": {
-                            labels[i]: round(float(scores[i]), 6) for i in ranked
-                        },
-                    },
-                    ensure_ascii=False,
-                ),
-                flush=True,
-            )
-            continue
-        shown = [f"{labels[i]} {scores[i]:.3f}" for i in ranked[: max(options.top, 1)]]
-        print(printable(f"{row.item}: {', '.join(shown)}"), flush=True)
-    if not count:
-        fail(f"none of the {len(sounds)} sounds could be read", status=1)
-    return 0
-
-
-def _labels(text: str) -> list[str]:
-    """Names between commas, or lines of @FILE."""
-    from clap_jax.embed import items
-
-    if text.startswith("@"):
-        labels = items.texts(text[1:])
-    else:
-        labels = [label.strip() for label in text.split(",") if label.strip()]
-    if not labels:
-        raise ValueError("--labels names no label: expected A,B,C or @FILE")
-    twice = {label for label in labels if labels.count(label) > 1}
-    if twice:
-        raise ValueError(f"--labels has {min(twice)!r} twice")
-    return labels
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

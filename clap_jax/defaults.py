@@ -9,7 +9,8 @@ def default() -> ConfigDict:
 
     # --- what is trained -------------------------------------------------------
     # A row of `clap_jax.models.zoo.SPECS`, or "init_from": the very model of the
-    # checkpoint that `init_from` names, its front end and every option included.
+    # checkpoint that `init_from` names, its front end and every option included. Or
+    # "none", to evaluate features of segments that lie on disk (configs/probe_time.py).
     config.model = "small_transformer"
     # Changes to that row, e.g. {"audio": {"options": {"dropout": 0.1}}}.
     config.model_overrides = ConfigDict()
@@ -180,7 +181,9 @@ def default() -> ConfigDict:
     # made, or several, and "captions": which are used: none (only the clip's own) | all
     # | augment_only (generated ones where there are any) | only (and no other clips),
     # or probabilities by origin, {"original": 0.5, "t5": 0.5}. "exclude": a file of ids
-    # to leave out (data.overlap). "part": "1/2", the first of two parts. "twins": true,
+    # to leave out (data.overlap). "part": "1/2", the first of two parts. "annotations":
+    # {"table": path, "label": column}, clips that a table has labels or sections of, and
+    # these (clap_jax/pipeline/annotations.py). "twins": true,
     # behind each clip the same with its sections, which captions name with times, in
     # another order: hard negatives of one batch where read_together is 2.
     config.data.sources = ()

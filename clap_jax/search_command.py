@@ -142,7 +142,7 @@ def _json(row: Any) -> str:
 def plot(row: Any, path: str) -> None:
     """Draw the attention of every sentence over the time of a sound.
 
-    row: an `api.Found` with an alignment. path: the ending says in which format.
+    row: a `findings.Found` with an alignment. path: the ending says in which format.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter

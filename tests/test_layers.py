@@ -27,10 +27,10 @@ ROWS = [
     {"evals", "convert"},
     {"train", "embed", "export"},
     {"loaded"},
-    {"captions"},
+    {"captions", "findings"},
     {"api"},
     {"commands"},
-    {"caption_command", "search_command"},
+    {"caption_command", "classify_command", "search_command"},
     {"main", "cli", "dropin", "demo", "mteb"},
 ]
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}

@@ -1,4 +1,4 @@
-"""Searching sounds for a text, and where in them it is heard."""
+"""Searching sounds for a text, and where in them it, or a class, is heard."""
 
 import dataclasses
 import json
@@ -132,3 +132,90 @@ def test_wrong_usage(sounds, capsys, option, message):
     with pytest.raises(SystemExit) as ended:
         cli.main(["search", "--model=none", "--query=a dog", option, *sounds])
     assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+LABELS = ["clip", "tiny sound", "more"]
+
+
+def softmax(scores):
+    scores = np.exp(scores - scores.max(1, keepdims=True))
+    return scores / scores.sum(1, keepdims=True)
+
+
+def test_classes_go_by_the_fused_score(model, clap, sounds, capsys):
+    templates = ["{}. Then more.", "a {}"]
+    texts = [t.replace("{}", label) for label in LABELS for t in templates]
+    scores = clap.similarity(sounds, texts).reshape(3, 3, 2).mean(2)
+    found = clap.classify(sounds, LABELS, templates)
+    np.testing.assert_allclose(found, softmax(scores), atol=1e-5)
+    plain = clap.probabilities(
+        clap.embed_audio(sounds), clap.embed_labels(LABELS, templates)
+    )
+    assert np.abs(found - plain)[[0, 2]].max() > 1e-3
+    each = list(clap.classify_each([*sounds, "sounds/broken.wav"], LABELS, templates))
+    np.testing.assert_allclose(
+        [row.probabilities for row in each[:3]], found, atol=1e-5
+    )
+    assert each[3].probabilities is None and each[3].error.startswith("not decodable")
+    assert clap.classify([], LABELS).shape == (0, 3)
+    command = ["classify", f"--model={model}", f"--labels={','.join(LABELS)}"]
+    assert cli.main([*command, "--template={}. Then more.", "--json", "sounds"]) == 0
+    out, err = capsys.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    wanted = clap.classify(sounds, LABELS, templates[0])
+    for row, own in zip(rows, wanted, strict=True):
+        said = [row["probabilities"][label] for label in LABELS]
+        np.testing.assert_allclose(said, own, atol=2e-5)
+    assert "broken.wav" in err
+
+
+def test_classes_over_time(model, clap, sounds, capsys):
+    found = clap.classify_over_time(sounds[0], LABELS, "a {}")
+    assert found.seconds[:, 0].tolist() == [0.5 * i for i in range(15)]
+    assert found.seconds[-1, 1] == pytest.approx(7.3)
+    assert found.probabilities.shape == (15, 3)
+    assert found.probabilities.dtype == found.seconds.dtype == np.float32
+    wave, rate_hz = io.load(sounds[0], 8000), 8000
+    # Each segment is what a clip of nothing else is.
+    pieces = [(wave[4000 * i : 4000 * (i + 1)], rate_hz) for i in (0, 6)]
+    alone = clap.probabilities(
+        clap.embed_audio(pieces), clap.embed_labels(LABELS, "a {}")
+    )
+    np.testing.assert_allclose(found.probabilities[[0, 6]], alone, atol=1e-4)
+    command = ["classify", f"--model={model}", f"--labels={','.join(LABELS)}"]
+    command += ["--template=a {}", "--over-time"]
+    assert cli.main([*command, "--json", "sounds"]) == 0
+    out, err = capsys.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["path"] for row in rows] == [sounds[0]] * 15 + [sounds[1]] + [
+        sounds[2]
+    ] * 4
+    assert (rows[1]["begin"], rows[1]["end"]) == (0.5, 1.0)
+    said = [[row["probabilities"][label] for label in LABELS] for row in rows[:15]]
+    np.testing.assert_allclose(said, found.probabilities, atol=2e-6)
+    assert "broken.wav: " in err
+    assert cli.main([*command, "--top=1", sounds[2]]) == 0
+    line = capsys.readouterr().out.splitlines()[2]
+    assert line.startswith(f"{sounds[2]} 0:01-0:02: ")
+
+
+def test_windows_of_a_plain_model_over_time(sounds, tmp_path):
+    small_models.save("small_conv", tmp_path / "plain")
+    plain = clap_jax.load(tmp_path / "plain")
+    seconds = plain.spec.frontend.clip_seconds
+    vectors, times = plain.embed_over_time(sounds[0])
+    whole, held = np.divmod(7.3, seconds)
+    assert len(vectors) == len(times) == whole + 1
+    np.testing.assert_allclose(times[:, 0], seconds * np.arange(whole + 1), atol=1e-5)
+    np.testing.assert_allclose(times[-1], [7.3 - held, 7.3], atol=1e-4)
+    mean = (vectors * np.diff(times)).sum(0)
+    np.testing.assert_allclose(
+        plain.embed_audio(sounds[0])[0], mean / np.linalg.norm(mean), atol=2e-6
+    )
+    found = plain.classify_over_time(sounds[0], LABELS)
+    np.testing.assert_allclose(found.probabilities.sum(1), 1, atol=1e-6)
+    np.testing.assert_array_equal(found.seconds, times)
+    with pytest.raises(ValueError, match="labels is missing"):
+        plain.classify_over_time(sounds[0])
+    with pytest.raises(io.AudioError, match="broken.wav"):
+        plain.classify_over_time("sounds/broken.wav", LABELS)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from clap_jax import config as config_lib
 from clap_jax.evals.absent import Absent
 from clap_jax.evals.base import Encoder, Result
+from clap_jax.evals.boundaries import Boundaries
 from clap_jax.evals.caption import Captions
 from clap_jax.evals.classify import HeadScores
 from clap_jax.evals.probe import Probe
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EVALUATORS",
     "Absent",
+    "Boundaries",
     "Captions",
     "Encoder",
     "HeadScores",
@@ -35,6 +37,7 @@ __all__ = [
 EVALUATORS = {
     "absent": Absent,
     "answers": WrittenAnswers,
+    "boundaries": Boundaries,
     "captions": Captions,
     "classifier": HeadScores,
     "probe": Probe,
@@ -45,20 +48,23 @@ EVALUATORS = {
 WITHOUT_SOURCE = ("absent",)
 """Kinds of evaluators that read nothing."""
 
-WITHOUT_TEXTS = ("absent", "classifier", "probe")
+WITHOUT_TEXTS = ("absent", "boundaries", "classifier", "probe")
 """Kinds of evaluators that never ask for a text."""
+
+OF_PARTS = ("boundaries", "probe")
+"""Kinds of evaluators that learn from some parts of a source and test on others."""
 
 
 def build_evaluator(
     kind: str,
     source: "Source | dict[str, Source] | None",
     options: Mapping[str, Any] | None = None,
-) -> Absent | Captions | HeadScores | Probe | Retrieval | WrittenAnswers | ZeroShot:
+) -> Any:
     """Makes an evaluator by name; it has one method, `run(encoder) -> Result`.
 
     Args:
         kind: a key of `EVALUATORS`.
-        source: the clips; of a probe its parts by name; None for kinds in
+        source: the clips; of kinds in `OF_PARTS` those of each part, by its name; None for kinds in
             `WITHOUT_SOURCE`.
         options: keyword arguments of the evaluator.
 

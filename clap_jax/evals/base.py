@@ -12,6 +12,9 @@ if TYPE_CHECKING:  # at run time it would import jax, which reports do without
 # Embeddings are unit vectors; half-precision towers still normalise in float32.
 NORM_TOLERANCE = 1e-2
 
+FUSED_SCORE = "the model's own, of whole clips and texts and of attention over segments"
+"""What a protocol says of comparing clips and texts by `encode_pairs`."""
+
 
 class Encoder(Protocol):
     """A model as an evaluator sees it."""
@@ -41,7 +44,7 @@ class Remembering:
 
     def audio(self, source: "Source") -> tuple[np.ndarray, np.ndarray]:
         """As `Encoder.audio`, for the same object once."""
-        if getattr(self._encoder, "hears_segments", False):
+        if hears_segments(self._encoder):
             song, kept = self.source_songs(source)
             return song.whole, kept
         return self._once(source, self._encoder.audio)
@@ -139,6 +142,11 @@ class Result:
     clips: np.ndarray | None = None
     parts: np.ndarray | None = None
     written: tuple[Written, ...] = ()
+
+
+def hears_segments(encoder: Encoder) -> bool:
+    """Whether clips and texts are more than a vector each, see `encode_pairs`."""
+    return getattr(encoder, "hears_segments", False)
 
 
 def encode_audio(

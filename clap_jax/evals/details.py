@@ -30,7 +30,10 @@ SIDES = {
 WRITTEN_HEADING = "Captions, from the worst to the best"
 
 # What of a protocol is seen at once; the rest is folded.
-SIZES = ("source", "clips", "captions", "classes", "protocol", "templates")
+SIZES = (
+    *("source", "clips", "captions", "classes", "boundaries", "chance"),
+    *("protocol", "templates"),
+)
 
 
 class ClassRow(NamedTuple):

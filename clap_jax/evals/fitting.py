@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from clap_jax.evals import class_metrics
 from clap_jax.evals.recipes import Recipe
 from clap_jax.losses import classes
 from clap_jax.models import heads
@@ -67,6 +68,29 @@ def fit(
             "learning_rate, or standardise"
         )
     return Fitted(mean, scale, params, recipe, targets.shape[1])
+
+
+def choose(
+    recipe: Recipe,
+    vectors: np.ndarray,
+    targets: np.ndarray,
+    train: np.ndarray,
+    held: np.ndarray,
+    multi_label: bool,
+) -> float:
+    """The strength of the recipe whose head, which learnt from `train`, is best on
+    `held` (both bool [n]); of equals the strongest."""
+    best, chosen = -1.0, 0.0
+    for strength in sorted(recipe.strengths, reverse=True):
+        loss = "bce" if multi_label else "ce"
+        head = fit(recipe, vectors, targets, train, loss, strength)
+        found = class_metrics.metrics(
+            head.scores(vectors[held]), targets[held], multi_label
+        )
+        value = found[class_metrics.headline(multi_label)]
+        if value > best:
+            best, chosen = value, strength
+    return chosen
 
 
 def _head(recipe: Recipe, count: int) -> Any:

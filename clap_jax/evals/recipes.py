@@ -1,6 +1,8 @@
 """How a probe is fitted: recipes by name. `fitting` does it."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from clap_jax import config as config_lib
 
@@ -75,3 +77,24 @@ RECIPES = {
     ),
 }
 """By name; the default of the evaluator is "linear"."""
+
+# Fields of a recipe that a solver looks at.
+_USED = {
+    "lbfgs": ("solver", "strengths", "standardise"),
+    "adam": tuple(field.name for field in dataclasses.fields(Recipe)),
+}
+
+
+def get(name: str, options: Mapping[str, Any] | None = None) -> Recipe:
+    """A row of `RECIPES` with changes to its fields. Raises ValueError for an unknown
+    name, and options that cannot be."""
+    if name not in RECIPES:
+        raise ValueError(config_lib.unknown("recipe of a probe", name, RECIPES))
+    base = dataclasses.asdict(RECIPES[name])
+    return config_lib.build(Recipe, base | dict(options or {}), "options")
+
+
+def says(name: str, recipe: Recipe) -> dict[str, Any]:
+    """A recipe for a result's protocol: its name, and all that is used of it."""
+    fields = dataclasses.asdict(recipe)
+    return {"name": name, **{key: fields[key] for key in _USED[recipe.solver]}}

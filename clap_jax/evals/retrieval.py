@@ -8,11 +8,13 @@ import numpy as np
 from clap_jax import config as config_lib
 from clap_jax.evals import bootstrap, per_answer, scores
 from clap_jax.evals.base import (
+    FUSED_SCORE,
     Encoder,
     Result,
     encode_audio,
     encode_pairs,
     encode_text,
+    hears_segments,
 )
 from clap_jax.evals.traps import Traps
 
@@ -149,7 +151,8 @@ class Retrieval:
         used = np.flatnonzero(np.isin(self.clip_of, clips))
         texts = [self.texts[i] for i in used]
         self.traps.check_audio(self.source, clips, za, self.group[clips])
-        if getattr(encoder, "hears_segments", False):
+        fused = hears_segments(encoder)
+        if fused:
             # No vectors have these products but those of a space with an axis a clip.
             zt = encode_pairs(encoder, self.source, clips, texts)
             za = np.eye(len(clips), dtype=np.float32)
@@ -191,7 +194,7 @@ class Retrieval:
                 "recall_a2t": scores.recall_curve(scores.best_ranks(a2t), longest),
             },
             labels={"captions": [texts[i] for i in first_text]},
-            protocol=self._says(len(clips), len(asked)),
+            protocol=self._says(len(clips), len(asked), fused),
             intervals=self._intervals(
                 {"t2a": t2a, "a2t": a2t},
                 {"t2a": np.searchsorted(clips, self.clip_of[used[asked]]), "a2t": None},
@@ -202,7 +205,7 @@ class Retrieval:
             clips=clips,
         )
 
-    def _says(self, clips: int, captions: int) -> dict[str, Any]:
+    def _says(self, clips: int, captions: int, fused: bool) -> dict[str, Any]:
         """The protocol of a result."""
         chosen = PROTOCOLS[self.protocol]
         said = {
@@ -217,6 +220,8 @@ class Retrieval:
             "ties": "count against the model",
             "intervals": bootstrap.describe(self.draws),
         }
+        if fused:
+            said["score"] = FUSED_SCORE
         if chosen.captions == "one":
             seed = self.caption_seed
             said["caption"] = "the first" if seed is None else f"drawn, seed {seed}"

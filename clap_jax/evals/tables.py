@@ -13,19 +13,22 @@ NAMES = {
     "acc_deviation": "deviation of accuracy",
     "top5": "top-5 accuracy",
     "mAP_deviation": "deviation of mAP",
+    "hit_F@0.5": "hits 0.5 s F",
+    "hit_F@3": "hits 3 s F",
     "F1_micro": "F1 micro",
     "F1_macro": "F1 macro",
     "median_rank": "median rank",
     "exact": "exact answers",
     "bad_clips": "bad clips",
 }
-PREFIXES = ("zeroshot_", "probe_", "head_", "label_")
+PREFIXES = ("zeroshot_", "probe_", "boundary_", "head_", "label_")
 ABSENT = "Not evaluated"
 KINDS = {
     "retrieval": "Retrieval",
     "zeroshot": "Zero-shot classification",
     "answers": "Written answers",
     "probe": "Probes on frozen embeddings",
+    "boundaries": "Boundaries of sections",
     "classifier": "Supervised classification",
     "captions": "Written captions",
 }
@@ -92,10 +95,9 @@ def metric_name(metric: str) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether a metric is between 0 and 1 and shown in percent."""
-    parts = ("R@", "mAP", "AUC", "F1")
-    return metric.endswith(("acc", "top5", "acc_deviation", "exact")) or any(
-        part in metric for part in parts
-    )
+    parts = ("R@", "mAP", "AUC", "F1", "F@")
+    ends = ("acc", "top5", "acc_deviation", "exact", "_AP")
+    return metric.endswith(ends) or any(part in metric for part in parts)
 
 
 def format_value(metric: str, value: float) -> str:

@@ -8,7 +8,16 @@ import numpy as np
 
 from clap_jax import config as config_lib
 from clap_jax.evals import bootstrap, class_metrics, per_answer, scores
-from clap_jax.evals.base import Encoder, Result, encode_audio, encode_text
+from clap_jax.evals.base import (
+    FUSED_SCORE,
+    Encoder,
+    Remembering,
+    Result,
+    encode_audio,
+    encode_pairs,
+    encode_text,
+    hears_segments,
+)
 from clap_jax.evals.traps import Traps
 from clap_jax.pipeline import labels as labels_lib
 from clap_jax.text import descriptions as descriptions_lib
@@ -54,6 +63,15 @@ def class_embeddings(
             description, embeddings are not finite, or the sentences of a label cancel
             out.
     """
+    return _means(encoder, labels, class_texts(labels, templates, descriptions))
+
+
+def class_texts(
+    labels: Sequence[str],
+    templates: str | Sequence[str],
+    descriptions: descriptions_lib.Descriptions | None = None,
+) -> list[list[str]]:
+    """The sentences of every class; arguments and errors as of `class_embeddings`."""
     if isinstance(labels, str):
         raise TypeError(f"labels is the text {labels!r}, expected a sequence of texts")
     labels = list(labels)
@@ -63,11 +81,18 @@ def class_embeddings(
     described = [()] * len(labels)
     if descriptions is not None:
         described = descriptions_lib.choose(descriptions, labels)
-    texts = [
+    return [
         prompts.sentences(templates, label, own)
         for label, own in zip(labels, described, strict=True)
     ]
-    return _means(encoder, labels, texts)
+
+
+def class_scores(values: np.ndarray, texts: Sequence[Sequence[str]]) -> np.ndarray:
+    """Scores of classes, float32 [n, C], from those of all of their sentences, float32
+    [n, m] in the order of `texts`: the mean over the sentences of each class."""
+    starts = np.cumsum([0, *(len(own) for own in texts[:-1])])
+    sums = np.add.reduceat(np.asarray(values, np.float64), starts, axis=1)
+    return (sums / [len(own) for own in texts]).astype(np.float32)
 
 
 def _means(
@@ -109,6 +134,10 @@ class ZeroShot:
     `zeroshot_AUC`, macro over the classes that occur; with "f1" also
     `zeroshot_F1_micro` and `zeroshot_F1_macro`. And `bad_clips`, the number of clips
     left out because they could not be read. All but the last have intervals.
+
+    A class is one vector, the mean over its sentences. Of a model that hears segments,
+    what attention finds in time counts, too: a class is scored by the mean of the fused
+    scores of its sentences, each of which is a text of its own.
     """
 
     def __init__(
@@ -195,9 +224,11 @@ class ZeroShot:
             ValueError: no clip could be read, embeddings are not finite, or the
                 templates of a class cancel out.
         """
+        fused = hears_segments(encoder)
+        if fused:
+            encoder = Remembering(encoder)  # every wording asks for the clips
         za, clips = encode_audio(encoder, self.source)
-        classes = _means(encoder, self.labels, self.texts)
-        similarity = np.concatenate(list(scores.similarity_rows(za, classes)))
+        similarity = self._similarity(encoder, za, clips, self.texts)
         targets = self.targets[clips]
         predicted = None
         if self.metric == "f1":
@@ -205,7 +236,7 @@ class ZeroShot:
         found = class_metrics.measure(
             similarity, targets, "zeroshot", self.multi_label, self.draws, predicted
         )
-        wordings = self._wordings(encoder, za, targets, found.metrics)
+        wordings = self._wordings(encoder, za, clips, found.metrics)
         return Result(
             metrics={
                 **found.metrics,
@@ -213,9 +244,12 @@ class ZeroShot:
             },
             arrays=found.arrays | {"prompt_scores": np.array([*wordings.values()])},
             labels={"classes": self.labels, "prompts": list(wordings)},
-            protocol=self._says(len(clips)),
+            protocol=self._says(len(clips), fused),
             intervals=found.intervals,
-            misses=per_answer.class_misses(similarity, targets, clips, self.labels),
+            misses=per_answer.class_misses(
+                *(similarity, targets, clips, self.labels),
+                "fused score" if fused else "cosine",
+            ),
             per_clip=found.per_clip,
             clips=clips,
         )
@@ -227,13 +261,23 @@ class ZeroShot:
             for name, own in zip(self.names, self.described, strict=True)
         ]
 
-    def _wordings(self, encoder, za, targets, metrics) -> dict[str, float]:
+    def _similarity(self, encoder, za, clips, texts) -> np.ndarray:
+        """Scores float32 [n, C] of the clips with the classes that have these texts."""
+        if hears_segments(encoder):
+            flat = [text for own in texts for text in own]
+            pairs = encode_pairs(encoder, self.source, clips, flat)
+            return class_scores(pairs.T, texts)
+        classes = _means(encoder, self.labels, texts)
+        return np.concatenate(list(scores.similarity_rows(za, classes)))
+
+    def _wordings(self, encoder, za, clips, metrics) -> dict[str, float]:
         """Accuracy or mAP as evaluated, then with each template alone.
 
         These are its own templates, where there are several, and those it is compared
         with. Only texts are encoded for it.
         """
-        own, truth = self.templates, targets.argmax(axis=1)
+        own, targets = self.templates, self.targets[clips]
+        truth = targets.argmax(axis=1)
         sentences = max(map(len, self.texts))
         name = own[0] if len(own) == 1 else EVALUATED.format(sentences)
         headline = class_metrics.headline(self.multi_label)
@@ -241,8 +285,8 @@ class ZeroShot:
         for template in dict.fromkeys((*own, *self.compared_templates)):
             if template in found:
                 continue
-            classes = _means(encoder, self.labels, self._texts((template,)))
-            similarity = np.concatenate(list(scores.similarity_rows(za, classes)))
+            texts = self._texts((template,))
+            similarity = self._similarity(encoder, za, clips, texts)
             found[template] = (
                 scores.mean_average_precision(similarity, targets)
                 if self.multi_label
@@ -250,8 +294,9 @@ class ZeroShot:
             )
         return found
 
-    def _says(self, clips: int) -> dict[str, Any]:
+    def _says(self, clips: int, fused: bool) -> dict[str, Any]:
         """The protocol of a result."""
+        counts = [len(own) for own in self.texts]
         said = {
             "kind": "zeroshot",
             "source": self.source.name,
@@ -259,25 +304,29 @@ class ZeroShot:
             "classes": len(self.labels),
             "multi_label": self.multi_label,
             "templates": list(self.templates),
-            "prompts": _ensemble([len(own) for own in self.texts]),
+            "prompts": _ensemble(counts, fused),
             "example": self.texts[0][0],
             "ties": "count against the model (in mAP clips pass together; half in AUC)",
             "intervals": bootstrap.describe(self.draws),
         }
         if self.metric == "f1":
             said["decision"] = DECISIONS[self.decision]
+        if fused:
+            said["score"] = FUSED_SCORE
         if self.descriptions_file:
             said["descriptions"] = self.descriptions_file
         return said | self.traps.protocol()
 
 
-def _ensemble(counts: Sequence[int]) -> str:
-    """How so many sentences of each class become one vector."""
+def _ensemble(counts: Sequence[int], fused: bool) -> str:
+    """How so many sentences of each class become one vector, or one score."""
     if max(counts) == 1:
         return "one sentence a class"
     many = str(counts[0])
     if min(counts) < max(counts):
         many = f"{min(counts)} to {max(counts)}"
+    if fused:
+        return f"mean of the scores of {many} sentences a class"
     return f"mean of the unit vectors of {many} sentences a class, normalised again"
 
 

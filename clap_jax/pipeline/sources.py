@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from clap_jax import config as config_lib
 from clap_jax import remote
+from clap_jax.pipeline.annotations import AnnotatedSource
 from clap_jax.pipeline.array_record import ArrayRecordSource
 from clap_jax.pipeline.exclude import ExcludingSource, PartSource, SomeSource
 from clap_jax.pipeline.feature_files import FeaturesSource
@@ -74,7 +75,7 @@ SOURCES = {
 }
 """Kinds of sources by the name that configs use."""
 
-OF_ALL_KINDS = ("exclude", "part", "generated", "captions", "twins")
+OF_ALL_KINDS = ("exclude", "part", "generated", "captions", "annotations", "twins")
 """Options that every kind takes besides those of its class."""
 
 
@@ -132,11 +133,12 @@ def _kind(path: str) -> str:
 def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
     """Make a source from its kind, its name and the keyword arguments of its class.
 
-    Every kind takes five more: `exclude`, a file with the ids of clips to leave out
+    Every kind takes six more: `exclude`, a file with the ids of clips to leave out
     (see `ExcludingSource`; a manifest's own is documented there); `part`, which of
     several parts it is, as "1/2" (see `PartSource`); `generated`, files of
     captions that were made for its clips, and `captions`, which of them are used (see
-    `GeneratedSource`); `twins`, whether each clip comes with its sections in another
+    `GeneratedSource`); `annotations`, a table of labels or sections, {"table": path,
+    "label": column} (see `AnnotatedSource`); `twins`, whether each clip comes with its sections in another
     order, too (see `TwinsSource`).
     Raises ValueError for unknown kinds and options, with the names that come close, for
     missing options, and whatever the source finds wrong with its data.
@@ -171,7 +173,18 @@ def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
         source = PartSource(source, more["part"])
     if {"generated", "captions"} & set(more):
         source = _with_captions(source, more)
+    if more.get("annotations"):
+        source = _annotated(source, more["annotations"])
     return TwinsSource(source) if more.get("twins") else source
+
+
+def _annotated(source: Source, options: Mapping[str, Any]) -> Source:
+    """A source with labels or sections of a table."""
+    allowed = [*inspect.signature(AnnotatedSource).parameters][1:]
+    problems = config_lib.unknown_keys(options, allowed, "annotations")
+    if problems or "table" not in options:
+        raise ValueError("; ".join(problems) or "annotations: table is missing")
+    return AnnotatedSource(source, **options)
 
 
 def _with_captions(source: Source, options: Mapping[str, Any]) -> Source:

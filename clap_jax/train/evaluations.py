@@ -11,7 +11,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from clap_jax import config as config_lib
-from clap_jax.evals import WITHOUT_SOURCE, Encoder, Result, build_evaluator
+from clap_jax.evals import (
+    OF_PARTS,
+    WITHOUT_SOURCE,
+    Encoder,
+    Result,
+    build_evaluator,
+)
 from clap_jax.evals.absent import Absent
 from clap_jax.evals.base import Remembering
 from clap_jax.evals.encode import ModelEncoder
@@ -22,11 +28,29 @@ REFUSALS = (ValueError, OSError)
 REFUSED = "could not be done: "
 
 
+# `config.model` where everything is measured of features that lie on disk.
+NO_MODEL = "none"
+
+
+class NoModel:
+    """In the place of an encoder, where there is none."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(
+            f"model is '{NO_MODEL}', and an evaluation asks it for {name!r}: only "
+            "boundaries, and probes on segments, of sources of kind features need none"
+        )
+
+    def protocol(self) -> dict[str, Any]:
+        """Nothing: the source says what its features are."""
+        return {}
+
+
 class Evaluation(NamedTuple):
     """One entry of the config's `evals`."""
 
     evaluator: Any
-    encoder: ModelEncoder  # compiled once, takes new variables each time
+    encoder: ModelEncoder | NoModel  # compiled once, takes new variables each time
     every_steps: int  # 0: only at the end
     about: Mapping[str, Any] = {}  # what the config says of the task
     section: str = ""  # all that the config says of it, as JSON
@@ -57,6 +81,11 @@ class Evaluation(NamedTuple):
         """The sources that are heard, by name ("" where there is one)."""
         parts = getattr(self.evaluator, "parts", {"": self.evaluator.source})
         return {name: source for name, source in parts.items() if source is not None}
+
+    def sounds(self) -> list[Source]:
+        """The sources whose clips can be played: not those of features."""
+        sources = self.parts().values()
+        return [s for s in sources if not getattr(s, "features_width", 0)]
 
     def digest(self) -> str:
         """All that a result depends on besides the model, as text."""
@@ -167,9 +196,7 @@ def _evaluation(
     every_steps, about = options.pop("every_steps", 0), options.pop("about", {})
     hearing = (options.pop("batch_size", 64), options.pop("crop_seed", None))
     source, output = None, "vector"
-    if kind == "probe":
-        of_tower = options.get("features") == "embedding"
-        output = "embedding" if of_tower else "projection"
+    if kind in OF_PARTS:
         # Each part is the source with some of its options changed.
         parts = options.pop("parts", {})
         found = [
@@ -177,9 +204,12 @@ def _evaluation(
             for name, changes in parts.items()
         ] or [known(clips, f"{where}.source")]
         source = dict(zip(parts or [found[0].name], found, strict=True))
-        options = {"cache_folder": str(cache_folder or "")} | options
     elif clips is not None:
         source = known(clips, f"{where}.source")
+    if kind == "probe":
+        outputs = {"embedding": "embedding", "segments": "vector"}
+        output = outputs.get(options.get("features"), "projection")
+        options = {"cache_folder": str(cache_folder or "")} | options
     made = encoder(*hearing, output)
     if kind == "classifier":
         options["spec"] = made.spec

@@ -31,7 +31,8 @@ class Refused(RuntimeError):
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Result]:
     """`--mode=eval`: every evaluation of the config on the workdir's newest model, or
-    where it has none, on that of `init_from`, just as it is.
+    where it has none, on that of `init_from`, just as it is; with `model` "none" on no
+    model at all.
 
     Stopped or killed, it goes on behind the last evaluation that was finished. Of several
     evaluations, one that cannot be done (a trap, clips that cannot be read) is listed
@@ -42,6 +43,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Result]:
     an evaluation could not be done.
     """
     hosts.check_shared(workdir)
+    if config.model == evaluations.NO_MODEL:
+        return _without_model(config, workdir)
     step = None
     if checkpoint.has_steps(workdir) or not starts.names(config):
         step = int(checkpoint.find_step(workdir).name)
@@ -58,13 +61,34 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Result]:
         write_report(experiment, results, step)
         shutil.rmtree(workdir / FINISHED, ignore_errors=True)
         logging.info("results are in %s", workdir / "results.json")
+    _check_refused(results, workdir)
+    return results
+
+
+def _without_model(config: ConfigDict, workdir: Path) -> dict[str, Result]:
+    """`evaluate` of what lies on disk, and needs no model."""
+    tolerant = evaluations.lists_refused(config)
+    no_model = evaluations.NoModel()
+    wanted = evaluations.build(config.evals, lambda *_: no_model, None, tolerant)
+    results = {}
+    for number, (name, evaluation) in enumerate(wanted.items(), start=1):
+        logging.info("evaluation %d of %d: %s", number, len(wanted), name)
+        results[name] = evaluation.run(no_model, tolerant)
+    if jax.process_index() == 0:
+        context = {"model": evaluations.NO_MODEL, "seed": config.train.seed}
+        _write(workdir, results, wanted, context, title="Features of segments")
+        logging.info("results are in %s", workdir / report.RESULTS)
+    _check_refused(results, workdir)
+    return results
+
+
+def _check_refused(results: dict[str, Result], workdir: Path) -> None:
     refused = [name for name, result in results.items() if evaluations.refused(result)]
     if refused:
         raise Refused(
             f"{len(refused)} of {len(results)} evaluations could not be done: "
             f"{', '.join(refused)}; {workdir / report.RESULTS} says why, and has the others"
         )
-    return results
 
 
 def _results(experiment: Experiment, variables: Any, folder: Path) -> dict[str, Result]:
@@ -155,18 +179,29 @@ def write_report(
             temporal=getattr(experiment.spec, "temporal", None),
         ),
     }
-    # An evaluation of no source is shown without sounds.
-    evaluators = {name: experiment.evaluations[name].evaluator for name in results}
-    sources = {name: evaluator.source for name, evaluator in evaluators.items()}
+    _write(
+        workdir, results, experiment.evaluations, context, title=experiment.spec.name
+    )
+
+
+def _write(
+    workdir: Path,
+    results: dict[str, Result],
+    wanted: dict[str, evaluations.Evaluation],
+    context: dict[str, Any],
+    title: str,
+) -> None:
+    """As `write_report`. wanted: the evaluations that the results are of."""
+    # An evaluation of no source, or of features, is shown without sounds.
+    sources = {name: wanted[name].evaluator.source for name in results}
+    heard = {name: any(wanted[name].sounds()) for name in results}
     report.write_results(workdir, results, context)
     report.write_report(
         workdir,
         results,
         workdir / METRICS_FILE,
         context,
-        title=experiment.spec.name,
-        sources={
-            name: source for name, source in sources.items() if source is not None
-        },
+        title=title,
+        sources={name: source for name, source in sources.items() if heard[name]},
     )
     report.print_table(results)

@@ -106,7 +106,7 @@ def test_who_learns_chooses_and_is_tested(monkeypatch):
         parts("train", "validation", "test"), test=("test",), validation="validation"
     )
     result = probe.run(Encoder())
-    of_part = probe.part_of
+    of_part = probe.division.part_of
     for train in seen[:-1]:
         assert set(of_part[train]) == {"train"}
     assert set(of_part[seen[-1]]) == {"train", "validation"}
@@ -136,11 +136,11 @@ def test_of_equally_good_strengths_the_strongest_is_taken():
 
 def test_folds_made_by_chance_have_their_share_of_every_class():
     probe = Probe(parts("all", clips=30), folds=5)
-    for fold in probe.names:
-        own = probe.targets[probe.part_of == fold]
+    for fold in probe.division.names:
+        own = probe.targets[probe.division.part_of == fold]
         np.testing.assert_array_equal(own.sum(0), [2, 2, 2])
     again = Probe(parts("all", clips=30), folds=5)
-    np.testing.assert_array_equal(probe.part_of, again.part_of)
+    np.testing.assert_array_equal(probe.division.part_of, again.division.part_of)
     tested = probe.run(Encoder()).protocol["tested"]
     assert list(tested) == ["1", "2", "3", "4", "5"]
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from clap_jax.evals import hear, retrieval
+from clap_jax.evals import hear, retrieval, scores, zeroshot
 from clap_jax.evals.base import Remembering
 from clap_jax.evals.encode import ModelEncoder
 from clap_jax.models import temporal, zoo
@@ -143,3 +143,33 @@ def test_retrieval_goes_by_the_fused_score(songs):
     assert result.metrics["t2a_R@1"] == pytest.approx((ranks == 1).mean())
     assert result.metrics["bad_clips"] == 1
     assert "segments of 0.5 s every 0.5 s" in own.protocol()["clip"]
+
+
+def test_zero_shot_goes_by_the_mean_fused_score(songs):
+    """Of each class's sentences, which are not averaged before."""
+    own, _ = encoder(16)
+    tags = [["clip"], ["one"], ["clip"], ["clip"], ["tiny", "one"]]
+    source = Songs(5)
+    source.tags = tags.__getitem__
+    templates = ("{}. Then more.", "the sound of {}")
+    labels = ["clip", "one", "tiny"]
+    result = zeroshot.ZeroShot(source, templates, draws=0).run(own)
+    kept = np.array([0, 1, 2, 4])
+    song = temporal.Song(*(x[kept] for x in songs[0]))
+    story = own.stories([t.replace("{}", x) for x in labels for t in templates])
+    fused = own.compare(song, story).reshape(4, 3, 2).mean(2)
+    targets = np.array([[x in tags[clip] for x in labels] for clip in kept])
+    wanted = scores.mean_average_precision(fused, targets)
+    assert result.metrics["zeroshot_mAP"] == pytest.approx(wanted)
+    assert result.metrics["bad_clips"] == 1
+    for miss in result.misses:
+        row, column = kept.tolist().index(miss.clip), labels.index(miss.found)
+        found = fused[row, column] / own.scale
+        assert miss.found_similarity == pytest.approx(found, rel=1e-4)
+        assert miss.score == "fused score"
+    assert "attention over segments" in result.protocol["score"]
+    assert result.protocol["prompts"] == "mean of the scores of 2 sentences a class"
+    alone = own.compare(song, own.stories([f"{x}. Then more." for x in labels]))
+    wanted = scores.mean_average_precision(alone, targets)
+    place = result.labels["prompts"].index("{}. Then more.")
+    assert result.arrays["prompt_scores"][place] == pytest.approx(wanted)

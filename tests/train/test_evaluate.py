@@ -11,8 +11,11 @@ from clap_jax import checkpoint
 from clap_jax import config as config_lib
 from clap_jax.evals import Result, kept
 from clap_jax.evals.base import Miss, Written
+from clap_jax.pipeline.feature_files import write_features
+from clap_jax.pipeline.features import Features
 from clap_jax.train import examine, experiment, loop
 from clap_jax.train.evaluations import Evaluation
+from tests.evals.pages import Page
 from tests.train.test_loop import small_config
 
 
@@ -221,3 +224,49 @@ def test_a_result_comes_back_from_its_file(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"half")
     assert kept.read(tmp_path / "a.npz") is None
     assert kept.read(tmp_path / "none.npz") is None
+
+
+def test_features_need_no_model(tmp_path, capsys):
+    """Boundaries and labels of features on disk; what needs a model is refused."""
+    examples = (
+        {
+            "id": f"{i}.wav",
+            "audio": Features(
+                np.repeat(np.eye(3, dtype=np.float32)[[0, 1, 2]], 4, axis=0) + i % 2,
+                np.stack([np.arange(12.0), np.arange(1.0, 13)], 1),
+                np.ones(12, bool),
+            ),
+            "captions": ["From 0:00 to 0:04 a drum. From 0:04 to 0:12 a flute."],
+            "tags": [("odd", "even")[i % 2]],
+            "group": str(i),
+        }
+        for i in range(12)
+    )
+    write_features(tmp_path / "features" / "all.array_record", examples, "float32")
+    source = {"kind": "features", "path": str(tmp_path / "features")}
+    own = {"source": source, "folds": 2, "options": {"strengths": (0.1,)}}
+    config = small_config()
+    config.model, config.model_overrides, config.data.sources = "none", {}, ()
+    config.evals = {
+        "sections": own | {"kind": "boundaries"},
+        "labels": own | {"kind": "probe", "features": "segments"},
+    }
+    workdir = tmp_path / "run"
+    results = examine.evaluate(config, workdir)
+    # The change at 0:08 is another one, and no boundary.
+    assert results["sections"].metrics["boundary_AP"] == 1
+    assert results["sections"].metrics["boundary_hit_F@0.5"] == 1
+    assert results["labels"].metrics["probe_acc"] == 1
+    said = json.loads((workdir / "results.json").read_text())
+    assert said["context"]["model"] == "none"
+    assert "clip" not in said["evals"]["sections"]["protocol"]
+    data = said["evals"]["labels"]["protocol"]["data"]
+    assert data["features"].startswith("features: 12 clips as features of 3 numbers")
+    assert "Boundaries of sections" in capsys.readouterr().out
+    page = Page((workdir / "report.html").read_text())
+    assert "cannot be read" not in page.text
+    config.evals.kinds = {"kind": "zeroshot", "source": source}
+    with pytest.raises(examine.Refused, match="1 of 3 .* could not be done: kinds"):
+        examine.evaluate(config, workdir)
+    reason = json.loads((workdir / "results.json").read_text())["evals"]["kinds"]
+    assert "model is 'none'" in reason["protocol"]["reason"]
