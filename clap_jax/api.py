@@ -324,6 +324,8 @@ class Clap(Loaded):
             return _softmax(class_scores(self._encoder.compare(song, story), texts))
 
         for item, found, error in self._compared(audio, threads, compare):
+            if found is not None and not np.isfinite(found).all():
+                found, error = None, "its scores are not finite"
             yield Classified(item, found, error)
 
     def classify_over_time(
@@ -336,7 +338,7 @@ class Clap(Loaded):
     ) -> ClassesOverTime:
         """Class probabilities of each part of one sound, by `embed_over_time`.
 
-        Arguments and errors as of `classify`. Of silence, too, they sum to 1.
+        Arguments and errors as of `classify`; silence has probabilities, too.
         """
         probabilities = self._classes(labels, template, head)
         vectors, seconds = self.embed_over_time(audio)

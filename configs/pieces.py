@@ -93,4 +93,6 @@ def get_config(argument=None):
         )
     config.data.sources = (source,)
     config.evals.orders = {"kind": "retrieval", "source": test, "every_steps": 500}
+    if options.without not in ("attention", "sentences"):
+        config.evals.when = {"kind": "localisation", "source": test}
     return config

@@ -73,6 +73,11 @@ def get_config(argument=None):
     )
     if options.of not in OF:
         raise config_lib.ConfigError(config_lib.unknown("of", options.of, OF))
+    asks = options.label != "label" or options.separator
+    if asks and (options.of == "boundaries" or not options.table):
+        raise config_lib.ConfigError(
+            "label and separator are of a table of labels: give of=clips and table=TABLE"
+        )
     config = config_lib.default()
     config.train.total_steps = 1  # of the smoke run; nothing else trains
     if options.smoke:
@@ -95,7 +100,8 @@ def get_config(argument=None):
             "separator": splits.separator(options.separator),
         }
         found = evaluation("probe", options, annotations if options.table else {})
-        config.evals[label] = found | {"features": "segments"}
+        name = label.replace(".", "_")  # dots are no part of a config's names
+        config.evals[name] = found | {"features": "segments"}
     return config
 
 

@@ -8,9 +8,10 @@
 A table or folder of songs with long captions, or with those that `data.caption` writes by
 ear. Songs are heard in segments of 2.56 s by a small transformer, of which two minutes go
 into a batch (cut at random, the caption with it: sections beyond the cut go); captions
-are read in sentences. `init` gives the audio tower its weights. `twins` adds each song
-with the sections that its caption names in another order, as a hard negative of the
-same batch. A larger model: configs/collap_roberta.py.
+are read in sentences. `init` gives the audio tower its weights, which then change at a
+tenth of the rate. `twins` adds songs of up to `seconds` with the sections that their
+captions name in another order, as hard negatives, most in the same batch. A larger
+model: configs/collap_roberta.py.
 """
 
 from clap_jax import config as config_lib
@@ -32,6 +33,10 @@ def get_config(argument=None):
         steps=600,
         smoke=False,
     )
+    if not (options.path or options.smoke):
+        raise config_lib.ConfigError(
+            "configs/songs.py needs a table or a folder: --config=configs/songs.py:songs/"
+        )
     config = config_lib.default()
     config.model = "small_transformer"
     config.model_overrides = {
@@ -62,13 +67,14 @@ def get_config(argument=None):
         source = pieces | {"split": "train", "examples": 4, "twins": True}
         test = pieces | {"split": "test", "examples": 4}
         config.evals.songs = {"kind": "retrieval", "source": test}
+        config.data.read_together = 2
         shrink(config)
     else:
         source = sources.section(options.path)
     if options.generated:
         source |= {"generated": options.generated, "captions": "only"}
     if options.twins:
-        source |= {"twins": True}
+        source |= {"twins": options.seconds}
         config.data.read_together = 2
     config.data.sources = (source,)
     if options.test:

@@ -64,7 +64,7 @@ class Frontend:
         formula gives, as `pack` writes them; "" for the bank above and Hann's window.
     beside: front ends of the same waves whose log-mels a model hears beside this one's,
         as the `joint` tower does; given as front ends or as tables of their values.
-        They have the rate of this one, and windows of its length, whatever they say.
+        They have windows of its length, whatever they say, and must have its rate.
     """
 
     rate_hz: int

@@ -28,7 +28,7 @@ from clap_jax.embed.job import Interrupted
 from clap_jax.embed.stores import StoreError
 from clap_jax.embed.towers import AudioTower
 from clap_jax.pipeline import feature_files, order, sources, tables
-from clap_jax.pipeline.array_record import SUFFIX
+from clap_jax.pipeline.array_record import SECTIONS, SUFFIX
 from clap_jax.pipeline.features import Features
 from clap_jax.pipeline.segments import Segmenter
 
@@ -135,8 +135,10 @@ class Cutter:
 
     def __call__(self, source: Any, index: int) -> Cut:
         """A clip of a source. Raises AudioError."""
-        example = source[index]
+        example = dict(source[index])
         audio = example.pop("audio")
+        if hasattr(source, "sections"):
+            example[SECTIONS] = source.sections(index)
         name = "" if isinstance(audio, str) else f"{source.name} {example['id']}"
         if isinstance(audio, Features):
             raise audio_io.AudioError(f"{name}: is features, expected sound")

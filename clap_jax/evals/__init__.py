@@ -10,6 +10,7 @@ from clap_jax.evals.base import Encoder, Result
 from clap_jax.evals.boundaries import Boundaries
 from clap_jax.evals.caption import Captions
 from clap_jax.evals.classify import HeadScores
+from clap_jax.evals.localisation import Localisation
 from clap_jax.evals.probe import Probe
 from clap_jax.evals.retrieval import Retrieval
 from clap_jax.evals.written import WrittenAnswers
@@ -25,6 +26,7 @@ __all__ = [
     "Captions",
     "Encoder",
     "HeadScores",
+    "Localisation",
     "Probe",
     "Result",
     "Retrieval",
@@ -40,6 +42,7 @@ EVALUATORS = {
     "boundaries": Boundaries,
     "captions": Captions,
     "classifier": HeadScores,
+    "localisation": Localisation,
     "probe": Probe,
     "retrieval": Retrieval,
     "zeroshot": ZeroShot,

@@ -144,7 +144,11 @@ class Boundaries:
             for clip, features in over_time.clips(encoder, source):
                 duration = float(features.seconds[-1, 1])
                 sections = junctions.sections_of(source, clip, duration)
-                junctions.check_heard(source.id(clip), sections, features)
+                has_features = getattr(source, "features_width", 0)
+                junctions.check_heard(
+                    *("boundaries", source.id(clip), sections, features.seconds),
+                    junctions.SLACK_SECONDS if has_features else junctions.EDGE_SECONDS,
+                )
                 true = junctions.boundaries(sections, duration)
                 found[start + clip] = junctions.of_clip(features, true)
             start += len(source)

@@ -31,7 +31,7 @@ WRITTEN_HEADING = "Captions, from the worst to the best"
 
 # What of a protocol is seen at once; the rest is folded.
 SIZES = (
-    *("source", "clips", "captions", "classes", "boundaries", "chance"),
+    *("source", "clips", "captions", "sentences", "classes", "boundaries", "chance"),
     *("protocol", "templates"),
 )
 

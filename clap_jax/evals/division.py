@@ -59,7 +59,9 @@ class Division:
             raise ValueError(f"{self._what}: folds is {folds}, expected 2 or more")
         (source,) = self._parts.values()
         digests = [
-            hashlib.blake2b(source.id(clip).encode(), digest_size=8).hexdigest()
+            hashlib.blake2b(
+                source.id(clip).encode("utf-8", "surrogatepass"), digest_size=8
+            ).hexdigest()
             for clip in range(len(source))
         ]
         keys = [(tuple(row), digests[clip]) for clip, row in enumerate(self._strata)]

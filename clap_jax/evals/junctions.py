@@ -1,7 +1,7 @@
 """The junctions of segments that a probe for boundaries of sections learns from.
 
-An example is the junction of two segments that are both heard, one of which begins where
-the other ends (where segments overlap, these are no neighbours in the list, and there
+An example is the junction of two segments that are both heard, the second of which is the
+first to begin where the other ends, or later (where segments overlap, these are no neighbours in the list, and there
 still is a junction every hop). What a head hears of it are |a - b| and a * b, with a and
 b the two embeddings, each number of them with mean 0 and deviation 1 over the segments of
 the clip: how different, and how alike they are, for this clip. A junction is a boundary
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 # captions say times in whole seconds.
 EDGE_SECONDS = 0.5
 
-# By so much annotations may go beyond the sound.
-SLACK_SECONDS = 3.0
+# By so much annotations may go beyond features, which are of the whole sound.
+SLACK_SECONDS = 10.0
 
 
 class Junctions(NamedTuple):
@@ -72,14 +72,23 @@ def sections_of(
 
 
 def check_heard(
-    name: str, sections: Sequence[tuple[float, float, str]], clip: Features
+    kind: str,
+    name: str,
+    sections: Sequence[tuple[float, float, str]],
+    seconds: np.ndarray,
+    slack_seconds: float = EDGE_SECONDS,
 ) -> None:
-    """Raise ValueError for a clip of which a part is heard: its times are others."""
-    begin, heard = clip.seconds[-1]
+    """Raise ValueError for a clip of which a part is heard: its times are others.
+
+    kind: of the evaluator; name: of the clip; seconds: [S, 2] of its segments, of which
+    the last holds the end of a clip that is heard whole; slack_seconds: by so much
+    sections may go beyond.
+    """
+    heard = seconds[-1, 1]
     end = max((section[1] for section in sections), default=0.0)
-    if end > heard + max(heard - begin, SLACK_SECONDS):
+    if end > heard + slack_seconds:
         raise ValueError(
-            f"boundaries: clip {name} has sections up to {end:g} s, and its segments end "
+            f"{kind}: clip {name} has sections up to {end:g} s, and its segments end "
             f"at {heard:g} s: a model hears the middle of clips above its longest_seconds, "
             "features hold all of a clip"
         )

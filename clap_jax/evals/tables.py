@@ -15,13 +15,15 @@ NAMES = {
     "mAP_deviation": "deviation of mAP",
     "hit_F@0.5": "hits 0.5 s F",
     "hit_F@3": "hits 3 s F",
+    "centre": "centre inside",
+    "peak": "peak inside",
     "F1_micro": "F1 micro",
     "F1_macro": "F1 macro",
     "median_rank": "median rank",
     "exact": "exact answers",
     "bad_clips": "bad clips",
 }
-PREFIXES = ("zeroshot_", "probe_", "boundary_", "head_", "label_")
+PREFIXES = (*("zeroshot_", "probe_", "boundary_", "localisation_", "head_", "label_"),)
 ABSENT = "Not evaluated"
 KINDS = {
     "retrieval": "Retrieval",
@@ -29,6 +31,7 @@ KINDS = {
     "answers": "Written answers",
     "probe": "Probes on frozen embeddings",
     "boundaries": "Boundaries of sections",
+    "localisation": "When sentences are heard",
     "classifier": "Supervised classification",
     "captions": "Written captions",
 }
@@ -96,7 +99,7 @@ def metric_name(metric: str) -> str:
 def is_share(metric: str) -> bool:
     """Whether a metric is between 0 and 1 and shown in percent."""
     parts = ("R@", "mAP", "AUC", "F1", "F@")
-    ends = ("acc", "top5", "acc_deviation", "exact", "_AP")
+    ends = ("acc", "top5", "acc_deviation", "exact", "_AP", "_centre", "_peak")
     return metric.endswith(ends) or any(part in metric for part in parts)
 
 

@@ -32,7 +32,7 @@ METRICS = ("auto", "accuracy", "mAP", "f1")
 
 DECISIONS = {
     "best": "the best class of a clip alone is predicted",
-    "positive": "classes of a positive cosine are predicted (sigmoid above 0.5)",
+    "positive": "classes of a positive cosine, or fused score, are predicted (sigmoid above 0.5)",
 }
 """Which classes count as predicted, for F1."""
 

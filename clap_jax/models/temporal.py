@@ -107,8 +107,11 @@ class Temporal:
 def init(key: jax.Array, options: Temporal, embed_dim: int) -> dict[str, Any]:
     """The parameters of the attention, float32.
 
-    Queries and keys begin as the embeddings themselves, cut into heads: attention is by
-    cosine until it has learned more.
+    Queries and keys begin as the embeddings themselves, cut into heads, and know of no
+    positions: attention is by cosine until it has learned more, so that `time` begins
+    as the likeness of a sentence with what is most like it. (With positions that begin
+    by chance, attention may learn to look where a section is not, for sentences that
+    learn to be unlike it, which tells most clips apart as well.)
     """
     log_temperature = math.log(options.temperature_init * options.heads)
     params = {
@@ -118,14 +121,9 @@ def init(key: jax.Array, options: Temporal, embed_dim: int) -> dict[str, Any]:
         "mix": jnp.float32(options.mix_init),
     }
     if options.positions:
-        segment, sentence = jax.random.split(key)
         features = 2 * PERIODS + HARMONICS
-        params["segment_position"] = layers.transformer_init(
-            segment, (features, embed_dim)
-        )
-        params["sentence_position"] = layers.transformer_init(
-            sentence, (HARMONICS, embed_dim)
-        )
+        params["segment_position"] = jnp.zeros((features, embed_dim))
+        params["sentence_position"] = jnp.zeros((HARMONICS, embed_dim))
     if options.monotone:
         params["log_monotone"] = jnp.float32(math.log(10.0))
     return params

@@ -31,8 +31,9 @@ class AnnotatedSource(SomeSource):
     """The clips of a source that a table says something of.
 
     table: its path. label: its column of labels; separator: between those of a cell.
-    Where the table has sections, `sections(index)` gives a clip's, and labels are the
-    source's own; else labels are the table's.
+    Where the table has sections, and no other column than "label" is asked for,
+    `sections(index)` gives a clip's, and labels are the source's own; else labels are
+    the table's.
 
     Raises ManifestError for rows that cannot be used, and where no row names a clip.
     """
@@ -41,7 +42,9 @@ class AnnotatedSource(SomeSource):
         self, source: "Source", table: str, label: str = "label", separator: str = ""
     ):
         read = tables.read(table)
-        self._of_sections = bool({"sections", *BEGINS} & set(read.columns))
+        has_begins = {*BEGINS} & {*read.columns} and {*ENDS} & {*read.columns}
+        of_sections = "sections" in read.columns or bool(has_begins)
+        self._of_sections = of_sections and label == "label"
         if self._of_sections:
             self._found: Mapping[str, Any] = sections(read)
         else:
@@ -55,6 +58,7 @@ class AnnotatedSource(SomeSource):
         what = "sections" if self._of_sections else f"{label}"
         says = f"the {len(kept):,} with {what} in {table}"
         super().__init__(source, kept, says)
+        self._found = {ids[i]: self._found[ids[i]] for i in kept}  # workers get a copy
 
     def tags(self, index: int) -> list[str]:
         """Labels of a clip."""
@@ -93,18 +97,18 @@ def sections(table: Table) -> dict[str, Sections]:
     problems = []
     columns = table.columns
     if "sections" in columns:
-        cells = columns["sections"]
+        column, cells = "sections", columns["sections"]
     else:
         begin, end = _one_of(table, BEGINS), _one_of(table, ENDS)
-        words = columns.get("label", [""] * len(table.lines))
+        column, words = begin, columns.get("label", [""] * len(table.lines))
         cells = [[row] for row in zip(columns[begin], columns[end], words)]
     for line, name, cell in zip(table.lines, _ids(table), cells, strict=True):
         try:
-            own = json.loads(cell) if isinstance(cell, str) else cell
+            own = json.loads(cell) if isinstance(cell, str) and cell.strip() else cell
             found.setdefault(name, []).extend(map(_section, own or ()))
         except (ValueError, TypeError, LookupError) as error:
             reason = f"no sections, expected [begin, end, label] in seconds: {error!r}"
-            problems.append(Problem(line, "", reason))
+            problems.append(Problem(line, column, reason))
     if problems:
         raise table.error(*problems)
     return {name: sorted(own) for name, own in found.items() if own}

@@ -1,7 +1,7 @@
 """Clips packed into ArrayRecord files: few large files instead of many small ones.
 
 A record is RECORD_MAGIC, the length of the header (4 bytes, little endian), the header
-(JSON: id, captions, tags, group), and then an audio file, byte for byte. The last record
+(JSON: id, captions, tags, group, maybe sections), and then an audio file, byte for byte. The last record
 of every file is its index: INDEX_MAGIC and all headers, compressed, so that captions are
 known without touching the audio. Files are written under another name and renamed at the
 end; one that bears its name is complete.
@@ -35,6 +35,7 @@ SUFFIX = ".array_record"
 RECORD_MAGIC = b"CLAPREC1"
 INDEX_MAGIC = b"CLAPIDX1"
 HEADER_KEYS = ("id", "captions", "tags", "group")
+SECTIONS = "sections"  # also in a header, where the source knows of them
 
 # Audio is compressed already; groups of one record are what random access wants.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -140,6 +141,16 @@ class ArrayRecordSource:
         """Clips of one group are positives of each other."""
         return self._headers[index]["group"]
 
+    @property
+    def sections(self) -> Callable[[int], list[tuple[float, float, str]]]:
+        """`sections(index)`, as the packed source gave them; where it gave any."""
+        if not any(SECTIONS in header for header in self._headers):
+            raise AttributeError(f"{self._path} knows of no {SECTIONS}")
+        return lambda index: [
+            (float(begin), float(end), words)
+            for begin, end, words in self._headers[index].get(SECTIONS, ())
+        ]
+
     def id(self, index: int) -> str:
         """What the clip was called when it was packed."""
         return self._headers[index]["id"]
@@ -157,7 +168,8 @@ class ArrayRecordSource:
 
     def digest(self) -> str:
         """Short hex of the headers of all clips, wherever the files are."""
-        return order.digest([h[key] for key in HEADER_KEYS] for h in self._headers)
+        keys = (*HEADER_KEYS, SECTIONS)
+        return order.digest([h[key] for key in keys if key in h] for h in self._headers)
 
 
 def write_array_record(
@@ -237,6 +249,8 @@ def _or_error(function: Callable, *arguments: Any) -> Any:
 
 def _header(example: Mapping[str, Any], with_captions: bool) -> dict[str, Any]:
     header = {key: example[key] for key in HEADER_KEYS}
+    if SECTIONS in example:
+        header[SECTIONS] = [list(section) for section in example[SECTIONS]]
     captions = header["captions"]
     missing = with_captions and not captions
     if missing or not all(isinstance(c, str) and c.strip() for c in captions):

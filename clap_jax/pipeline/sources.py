@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -138,8 +139,8 @@ def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
     several parts it is, as "1/2" (see `PartSource`); `generated`, files of
     captions that were made for its clips, and `captions`, which of them are used (see
     `GeneratedSource`); `annotations`, a table of labels or sections, {"table": path,
-    "label": column} (see `AnnotatedSource`); `twins`, whether each clip comes with its sections in another
-    order, too (see `TwinsSource`).
+    "label": column} (see `AnnotatedSource`); `twins`, true for each clip with its sections in another order,
+    too, or up to which length in seconds (see `TwinsSource`).
     Raises ValueError for unknown kinds and options, with the names that come close, for
     missing options, and whatever the source finds wrong with its data.
     """
@@ -175,7 +176,14 @@ def build_source(kind: str, name: str, options: Mapping[str, Any]) -> Source:
         source = _with_captions(source, more)
     if more.get("annotations"):
         source = _annotated(source, more["annotations"])
-    return TwinsSource(source) if more.get("twins") else source
+    twins = more.get("twins", False)
+    if not isinstance(twins, bool | int | float) or twins < 0:
+        raise ValueError(
+            f"{kind} source {name!r}: twins is {twins!r}, expected true or seconds"
+        )
+    if not twins:
+        return source
+    return TwinsSource(source, math.inf if twins is True else float(twins))
 
 
 def _annotated(source: Source, options: Mapping[str, Any]) -> Source:

@@ -4,6 +4,7 @@ A twin is a pair like any other. Beside its original it is the hardest of negati
 both directions: the same sounds and the same sentences, but not in the same order.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,7 @@ from clap_jax.audio import io
 from clap_jax.pipeline import order
 from clap_jax.pipeline.exclude import SomeSource
 from clap_jax.text import sections as text_sections
+from clap_jax.text import sentences
 
 if TYPE_CHECKING:
     from clap_jax.pipeline.sources import Source
@@ -42,31 +44,36 @@ class Turned(NamedTuple):
 class TwinsSource(SomeSource):
     """Every clip of a source, and behind each its twin: 2 i and 2 i + 1.
 
-    With `data.read_together = 2` both come into one batch: always, but at the edges of
-    an epoch, where a batch is a multiple of the 16 clips that are then shuffled among
-    each other (`order.POOL_BLOCKS`), nearly always where it is larger.
-    Sections are those that the source knows of (`sections(index)`), or that captions
-    name with their times ("From 0:30 to 1:10 ..."). What lies between, before and behind
-    sections stays where it is. The order is drawn by the clip's id, once, from all but
-    the clip's own; of several captions the twin has those that agree about the times.
+    With `data.read_together = 2` both come into one batch, but where its edge divides
+    the 16 clips that are then shuffled among each other (`order.POOL_BLOCKS`): most of
+    them where batches are larger.
+    Sections are those that captions name with their times ("From 0:30 to 1:10 ..."), or
+    that the source knows of (`sections(index)`), where a caption has a sentence for each.
+    What lies between, before and behind sections stays where it is. The order is drawn
+    by the clip's id, once, from all but the clip's own; of several captions the twin has
+    those that agree about the times.
     A clip without a twin stands twice, as a positive of itself: fewer than two sections,
     sections that overlap, times that cannot be moved ("the first 20%") or mean something
     only beside the length of the sound ("[1:30]" to the end; seconds and percent).
+
+    longest_seconds: clips with sections beyond are none either: where training hears a
+        part of them, drawn anew for each, the two parts need not have the same sections.
 
     Twins of clips whose sections end more than a second after the sound are damaged
     clips (AudioError). Raises ValueError for a source of features, which have no sound.
     """
 
-    def __init__(self, source: "Source"):
+    def __init__(self, source: "Source", longest_seconds: float = math.inf):
         if getattr(source, "features_width", 0):
             raise ValueError(
                 f"source {source.name!r}: twins: its clips are features, expected sound"
             )
         places = np.repeat(np.arange(len(source)), 2)
         super().__init__(source, places, "each with its sections in another order too")
+        self._longest_seconds = longest_seconds
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("sections", "generated"):  # not true of a twin
+        if name in ("sections", "generated", "audio_path"):  # not true of a twin
             raise AttributeError(f"{type(self).__name__} has no {name!r}")
         found = super().__getattr__(name)
         return self._weights if name == "caption_weights" else found
@@ -110,7 +117,10 @@ class TwinsSource(SomeSource):
         own = self._own(index)
         known = getattr(self._source, "sections", lambda index: None)(own)
         captions = self._source.captions(own)
-        return turned(captions, known, self._source.id(own))
+        found = turned(captions, known, self._source.id(own))
+        if found and not found.percent and found.spans[-1][1] > self._longest_seconds:
+            return None
+        return found
 
     def _weights(self, index: int) -> list[float] | None:
         weights = self._source.caption_weights(self._own(index))
@@ -127,9 +137,9 @@ class TwinsSource(SomeSource):
         return super().captions(index) if found is None else found.captions
 
     def group(self, index: int) -> str:
-        """A twin is no positive of its original."""
+        """A twin is no positive of its original, nor of other twins."""
         own = super().group(index)
-        return own if self._turned(index) is None else f"{own}, in another order"
+        return own if self._turned(index) is None else f"{own}, as {self.id(index)}"
 
     def id(self, index: int) -> str:
         """What the clip is called."""
@@ -147,16 +157,19 @@ def turned(
 ) -> Turned | None:
     """How a clip with these captions becomes its twin, or None where there is none.
 
-    known: begin and end in seconds and the words of each section, in one of the captions;
-    None: as the captions say. seed: what the order is drawn by.
+    known: begin and end in seconds and the words of each section, which are sentences of
+    captions that do not themselves say when; None: as the captions say. seed: what the
+    order is drawn by.
     """
     found: Turned | None = None
     for place, caption in enumerate(captions):
-        parts, percent = (known, False) if known else timed(caption)
+        parts, percent = timed(caption)
+        if not text_sections.parse(caption) and known and _told(caption, known):
+            parts = known
         if len(parts) < 2 or (found and not _agree(found, parts, percent)):
             continue
         if found is None:
-            way = another(np.random.default_rng(list(seed.encode())), len(parts))
+            way = another(_generator(seed), len(parts))
         try:
             # Times in percent are of any length: of 100 s they are the seconds.
             words, _ = text_sections.reordered(caption, parts, way, 100.0)
@@ -182,6 +195,16 @@ def timed(caption: str) -> tuple[list[tuple[float, float, str]], bool]:
         return parts, False
     doubled = sorted((2 * begin, 2 * end, words) for begin, end, words in parts)
     return (parts, True) if doubled == twice else ([], False)
+
+
+def _told(caption: str, known: Sequence[tuple[float, float, str]]) -> bool:
+    """Whether a caption has a sentence for each section, its very words."""
+    said = {caption[begin:end].strip() for begin, end in sentences.split(caption)}
+    return {words.strip() for _, _, words in known} <= said
+
+
+def _generator(seed: str) -> np.random.Generator:
+    return np.random.default_rng(list(seed.encode("utf-8", "surrogatepass")))
 
 
 def _agree(found: Turned, parts: Sequence[tuple], percent: bool) -> bool:

@@ -34,7 +34,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Result]:
     where it has none, on that of `init_from`, just as it is; with `model` "none" on no
     model at all.
 
-    Stopped or killed, it goes on behind the last evaluation that was finished. Of several
+    Stopped or killed, it goes on behind the last evaluation that was finished (without a
+    model it begins again). Of several
     evaluations, one that cannot be done (a trap, clips that cannot be read) is listed
     with its reason, as those without data are.
 
@@ -67,6 +68,11 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Result]:
 
 def _without_model(config: ConfigDict, workdir: Path) -> dict[str, Result]:
     """`evaluate` of what lies on disk, and needs no model."""
+    if starts.names(config):
+        raise config_lib.ConfigError(
+            f"init_from is {config.init_from!r}, and model '{evaluations.NO_MODEL}' takes "
+            "nothing from it: leave one of them out"
+        )
     tolerant = evaluations.lists_refused(config)
     no_model = evaluations.NoModel()
     wanted = evaluations.build(config.evals, lambda *_: no_model, None, tolerant)

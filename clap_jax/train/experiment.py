@@ -349,8 +349,8 @@ def duals(
 
     The first leaves out `train.patch_drop` of the patches, `train.frequency_drop` of
     the bands and `train.token_drop` of the words; both are one where nothing is left
-    out. A tower that is frozen whole runs as in evaluation (no dropout, its batch norm's
-    statistics stay). remat: the config's unless given. Raises ConfigError, and
+    out. A tower that is frozen whole runs as in evaluation (nothing is dropped, its batch
+    norm's statistics stay). remat: the config's unless given. Raises ConfigError, and
     ValueError where a tower cannot leave out so much.
     """
     settings = config.train
@@ -362,6 +362,10 @@ def duals(
     drops = {name: settings[name] for name in names if settings[name]}
     compute = {"dtype": config.precision, "remat": remat or config.remat}
     if getattr(spec, "temporal", None):
+        if config.segment_chunk < 1:
+            raise config_lib.ConfigError(
+                f"segment_chunk is {config.segment_chunk}, expected 1 or more"
+            )
         compute["segment_chunk"] = config.segment_chunk
     if still := specs.frozen_towers(config, spec):
         compute["frozen"] = still

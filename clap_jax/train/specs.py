@@ -12,6 +12,7 @@ from clap_jax import checkpoint, convert, sharding
 from clap_jax import config as config_lib
 from clap_jax.losses import contrastive
 from clap_jax.models import captioner, zoo
+from clap_jax.models import spec as spec_lib
 from clap_jax.models.captioner import CaptionerSpec
 from clap_jax.models.classifier import ClassifierSpec
 from clap_jax.models.spec import TowerSpec
@@ -142,6 +143,6 @@ def frozen_towers(config: ConfigDict, spec: tasks.Spec) -> tuple[str, ...]:
         return ()
     rates = tasks.rates_of(config, tasks.build(spec))
     named = {"audio": rates["audio"], "text": rates["text"]}
-    for part in spec.audio.options.get("parts", ()):
+    for part in spec_lib.parts(spec):
         named[f"audio/{part}"] = rates["audio"][part]
     return tuple(name for name, tree in named.items() if not any(jax.tree.leaves(tree)))

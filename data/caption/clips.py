@@ -22,7 +22,7 @@ SECONDS_COLUMNS = (
 LENGTHS = ("auto", "audio", "none")
 
 # What a section of a config may say besides options of the source itself.
-_OF_TRAINING = ("weight", "generated", "captions")
+_OF_TRAINING = ("weight", "generated", "captions", "annotations", "twins")
 
 
 class ClipsError(ValueError):

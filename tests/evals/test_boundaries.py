@@ -271,7 +271,8 @@ def test_sections_out_of_captions():
 def test_segments_of_a_model():
     """Where the source has sound."""
     source = Songs(5)
-    source.sections = lambda clip: [(0.0, 1.0, "a"), (1.0, 1.6, "b")]
+    both = [(0.0, 1.0, "a"), (1.0, 1.6, "b")]
+    source.sections = lambda clip: both if clip else [(0.0, 0.3, "a")]
     own, _ = encoder(16)
     song, _ = own.source_songs(source)
     found = Boundaries({"songs": source}, folds=2)._junctions(own)

@@ -75,10 +75,14 @@ def test_sections_a_row_or_a_clip(write):
         ("id,labels\nx,a\n", {}, "no such column"),
         ("name,label\nx,a\n", {}, "no column id or path"),
         ("id,label\nx,a\n", {}, "no row names a clip of source 'songs'"),
-        ("id,begin\nx,0\n", {}, "no column end"),
-        ("id,begin,end\nONE,5,5\n", {}, "line 2: no sections.*from 5.0 to 5.0"),
-        ("id,begin,end\nONE,0,soon\n", {}, "line 2: no sections.*soon"),
-        ("id,sections\nONE,[[1]]\n", {}, "line 2: no sections"),
+        ("id,begin\nx,0\n", {}, "no such column"),
+        (
+            "id,begin,end\nONE,5,5\n",
+            {},
+            "line 2, .*'begin': no sections.*from 5.0 to 5.0",
+        ),
+        ("id,begin,end\nONE,0,soon\n", {}, "line 2, .*'begin': no sections.*soon"),
+        ("id,sections\nONE,[[1]]\n", {}, "line 2, .*'sections': no sections"),
     ],
 )
 def test_tables_that_cannot_be_used(write, text, options, message):
