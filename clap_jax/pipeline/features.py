@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clap_jax.audio.io import AudioError
+from clap_jax.pipeline import npz
 
 DTYPES = ("float16", "float32")
 """What features are written as."""
@@ -72,8 +73,8 @@ class Features(NamedTuple):
         Raises AudioError for what are no features, or damaged ones.
         """
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                return checked(cls(*(file[field] for field in cls._fields)))
+            arrays = npz.load(data)
+            return checked(cls(*(arrays[field] for field in cls._fields)))
         except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
             what = f"no features of segments, starts with {data[:8]!r}"
             raise AudioError(f"{name or 'features'}: {what}: {error}") from None

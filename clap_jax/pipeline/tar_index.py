@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clap_jax import remote
-from clap_jax.pipeline import tables
+from clap_jax.pipeline import npz, tables
 
 VERSION = 1
 """Of the files that keep an index."""
@@ -122,16 +122,16 @@ def pack(index: Index) -> bytes:
 
 def unpack(content: bytes) -> Index:
     """The inverse of `pack`. Raises ValueError for another version."""
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        if arrays["version"] != VERSION:
-            raise ValueError(f"version {arrays['version']}, expected {VERSION}")
-        return Index(
-            arrays["offset"],
-            arrays["size"],
-            arrays["text_end"],
-            zlib.decompress(arrays["text"].tobytes()),
-            json.loads(arrays["problems"].tobytes()),
-        )
+    arrays = npz.load(content)
+    if arrays["version"] != VERSION:
+        raise ValueError(f"version {arrays['version']}, expected {VERSION}")
+    return Index(
+        arrays["offset"],
+        arrays["size"],
+        arrays["text_end"],
+        zlib.decompress(arrays["text"].tobytes()),
+        json.loads(arrays["problems"].tobytes()),
+    )
 
 
 # --- reading a shard ---
