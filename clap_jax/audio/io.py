@@ -29,7 +29,7 @@ class AudioError(ValueError):
     """A clip that cannot be used: says which, what was found and what was expected."""
 
 
-def read(source: Any, name: str = "") -> tuple[Float32[np.ndarray, " t"], int]:
+def read(source: Any, name: str = "") -> tuple[Float32[np.ndarray, " t"], Real]:
     """A mono clip, float32 [t], at its own rate, and that rate in Hz.
 
     source, name: as in `load`; files are WAV, FLAC, Ogg, MP3 and what else libsndfile
