@@ -18,7 +18,7 @@ R@1 in percent, text to audio and audio to text, of three seeds, on two cores:
 | all of it (`steps=250`) | 100, 100 | 100, 100 | 100, 100 | 20, beside tests |
 | the same (`steps=150`) | | 100, 100 | 92.5, 85.0 | 5 |
 | `without=attention` (`steps=150`) | 0.8, 0.0 | 0.8, 0.8 | 0.0, 0.8 | 6 |
-| `without=positions` (`steps=150`) | 1.7, 0.8 | 0.8, 0.8 | 0.8, 0.8 | 6 |
+| `without=positions` (`steps=150`) | 1.7, 0.8 | 0.8, 0.8 | 0.0, 0.8 | 6 |
 | `without=sentences` (`steps=150`) | 0.0, 0.8 | 0.8, 0.8 | 0.8, 0.8 | 4 |
 
 `when`: of the 600 sentences about a section, attention has its centre inside the section
