@@ -295,7 +295,7 @@ class Clap(Loaded):
             texts = class_texts(labels, template)
             scores = self.similarity(audio, [text for own in texts for text in own])
             return _softmax(class_scores(scores, texts))
-        return self._classes(labels, template, head)(self._vectors(audio))
+        return self.class_probabilities(labels, template, head)(self._vectors(audio))
 
     def classify_each(
         self,
@@ -310,7 +310,7 @@ class Clap(Loaded):
         stop it. threads: sounds decoded at a time, while others are encoded.
         """
         if not (self.hears_segments and labels is not None):
-            probabilities = self._classes(labels, template, head)
+            probabilities = self.class_probabilities(labels, template, head)
             for row in self.stream(audio, threads=threads):
                 known = row.vector is not None
                 own = probabilities(row.vector[None])[0] if known else None
@@ -340,17 +340,18 @@ class Clap(Loaded):
 
         Arguments and errors as of `classify`; silence has probabilities, too.
         """
-        probabilities = self._classes(labels, template, head)
+        probabilities = self.class_probabilities(labels, template, head)
         vectors, seconds = self.embed_over_time(audio)
         return ClassesOverTime(probabilities(vectors), seconds)
 
-    def _classes(
+    def class_probabilities(
         self,
-        labels: Sequence[str] | None,
-        template: str | Sequence[str],
-        head: str,
+        labels: Sequence[str] | None = None,
+        template: str | Sequence[str] = "This is a sound of {}.",
+        head: str = "",
     ) -> Callable[[np.ndarray], np.ndarray]:
-        """What makes vectors [n, E] (of a classifier its scores) into probabilities."""
+        """What makes vectors [n, E] (of a classifier its scores) into probabilities;
+        arguments and errors as of `classify`."""
         if self.is_classifier:
             if labels is not None:
                 raise ValueError(

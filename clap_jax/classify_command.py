@@ -1,7 +1,6 @@
 """`clap-jax classify`."""
 
 import argparse
-import functools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -104,11 +103,7 @@ def _over_time(
     """Path, probabilities or None, reason, and times, of each segment."""
     from clap_jax.audio.io import AudioError
 
-    if labels is None:
-        probabilities = clap.head_probabilities
-    else:
-        classes = clap.embed_labels(labels, template)
-        probabilities = functools.partial(clap.probabilities, classes=classes)
+    probabilities = clap.class_probabilities(labels, template)
     for path in sounds:
         try:
             vectors, seconds = clap.embed_over_time(path)

@@ -209,7 +209,7 @@ def test_one_part_alone(files, tmp_path):
     assert_equal(found, fresh, "params/audio/norm/")
 
 
-def test_what_is_no_part_is_refused(files, tmp_path, monkeypatch):
+def test_what_is_no_part_is_refused(files):
     options = zoo.TowerSpec("convnet").options
     start = TowerStart("audio", "convnet", options)
     model = convert.Converted(start, {"params": {"audio": {}}, "state": {}})
